@@ -1,0 +1,1 @@
+"""Independent oracles: NumPy enumerations and plain Python twins of jitted code."""
