@@ -1,0 +1,37 @@
+"""Bidirectional attention with grouped key/value heads; padding is known from row lengths, never from [L, L] masks."""
+
+import jax
+import jax.numpy as jnp
+
+IMPLEMENTATIONS = ("auto", "xla", "cudnn")
+
+
+def choose_implementation(name: str, dtype: jnp.dtype, head_dim: int) -> str:
+    """Resolve "auto": cuDNN's fused kernel on a GPU in half precision with head_dim a multiple of 8, else XLA's."""
+    if name not in IMPLEMENTATIONS:
+        raise ValueError(f"attention_implementation {name!r} is unknown; known: {', '.join(IMPLEMENTATIONS)}")
+    fits = jnp.dtype(dtype).itemsize == 2 and head_dim % 8 == 0 and head_dim <= 128
+    if name == "cudnn" and not fits:
+        raise ValueError(
+            f"cuDNN attention needs bfloat16 or float16 and a head_dim that is a multiple of 8 up to 128; got "
+            f"{jnp.dtype(dtype).name} and {head_dim}; use attention_implementation='xla' (or 'auto')"
+        )
+    if name == "auto":
+        return "cudnn" if fits and jax.default_backend() == "gpu" else "xla"
+    return name
+
+
+def attend(
+    query: jax.Array, key: jax.Array, value: jax.Array, lengths: jax.Array | None, implementation: str = "xla"
+) -> jax.Array:
+    """Softmax attention of query [B, L, N, H] over key and value [B, S, K, H] → [B, L, N, H].
+
+    Row b sees the first lengths[b] keys (all where lengths is None); query head n reads key/value head n // (N / K).
+    The softmax is in float32.
+    """
+    return jax.nn.dot_product_attention(query, key, value, key_value_seq_lengths=lengths, implementation=implementation)
+
+
+def heads(x: jax.Array, num_heads: int) -> jax.Array:
+    """[B, L, num_heads * head_dim] → [B, L, num_heads, head_dim]."""
+    return x.reshape(*x.shape[:-1], num_heads, x.shape[-1] // num_heads)

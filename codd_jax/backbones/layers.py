@@ -1,0 +1,88 @@
+"""The parts a block is built from; weights keep HuggingFace's [out, in] orientation, so loading never transposes."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+class Linear(nnx.Module):
+    """y = x · weightᵀ (+ bias), with weight [out, in] and bias [out], computed in `dtype`."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        use_bias: bool = False,
+        std: float | None = None,
+        dtype: jnp.dtype,
+        param_dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        std = in_features**-0.5 if std is None else std
+        weight = jax.random.normal(rngs.params(), (out_features, in_features), param_dtype) * jnp.asarray(
+            std, param_dtype
+        )
+        self.weight = nnx.Param(weight)
+        self.bias = nnx.Param(jnp.zeros((out_features,), param_dtype)) if use_bias else None
+        self.dtype = dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., in] → [..., out]."""
+        y = project(x, self.weight[...].astype(self.dtype))
+        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square norm over the last axis: float32 inside, cast down, then times the weight (plus the bias)."""
+
+    def __init__(self, width: int, *, eps: float, use_bias: bool = False, dtype: jnp.dtype, param_dtype: jnp.dtype):
+        self.weight = nnx.Param(jnp.ones((width,), param_dtype))
+        self.bias = nnx.Param(jnp.zeros((width,), param_dtype)) if use_bias else None
+        self.eps = eps
+        self.dtype = dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., width] → [..., width], in `dtype`."""
+        wide = x.astype(jnp.float32)
+        scale = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
+        y = (wide * scale).astype(self.dtype) * self.weight[...].astype(self.dtype)
+        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+
+
+class Embedding(nnx.Module):
+    """One row of weight [vocab, width] for every token id."""
+
+    def __init__(self, vocab_size: int, width: int, *, dtype: jnp.dtype, param_dtype: jnp.dtype, rngs: nnx.Rngs):
+        weight = jax.random.normal(rngs.params(), (vocab_size, width), param_dtype) * jnp.asarray(
+            width**-0.5, param_dtype
+        )
+        self.weight = nnx.Param(weight)
+        self.dtype = dtype
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """[...] int32 → [..., width]."""
+        return jnp.take(self.weight[...], tokens, axis=0, mode="clip").astype(self.dtype)
+
+
+def project(x: jax.Array, weight: jax.Array, out_dtype: jnp.dtype | None = None) -> jax.Array:
+    """[..., in] times weight [out, in] → [..., out], accumulated in float32 where `out_dtype` is float32."""
+    return jax.lax.dot_general(x, weight, (((x.ndim - 1,), (1,)), ((), ())), preferred_element_type=out_dtype)
+
+
+def rotary_table(length: int, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines [length, head_dim // 2] in float32 of the rotary angles (arXiv:2104.09864) of 0..length-1."""
+    frequency = 1.0 / theta ** (jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    angle = jnp.arange(length, dtype=jnp.float32)[:, None] * frequency
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def rotate(x: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Turn channel pairs (c, c + head_dim/2) of x [batch, length, heads, head_dim] by the table's angles.
+
+    Computed in the wider of the dtypes of x and table: a float32 table gives LLaDA's full-precision rotation, one cast
+    to the model's dtype gives Dream's. The result has the dtype of x.
+    """
+    cos, sin = (part[:, None, :] for part in table)
+    first, second = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
