@@ -1,0 +1,1 @@
+"""Files in and out: checkpoints, circuits, adapters, hub snapshots. No mathematics lives here."""
