@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import json
 import pathlib
+import types
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -140,7 +141,12 @@ def config_from_huggingface(source: Mapping[str, Any] | str | pathlib.Path) -> B
             raise ValueError(f"{where} is not readable JSON ({error}); download it again") from error
         if not isinstance(config_json, dict):
             raise ValueError(f"{where} holds a {type(config_json).__name__} where a JSON object is expected")
-    return importlib.import_module(FAMILIES[family_of(config_json, where)]).read_config(config_json, where)
+    return family_module(family_of(config_json, where)).read_config(config_json, where)
+
+
+def family_module(family: str) -> types.ModuleType:
+    """The module of a family: its `NAMES` table, `read_config` and `write_config`."""
+    return importlib.import_module(FAMILIES[family])
 
 
 def require(config_json: Mapping[str, Any], key: str, where: str) -> Any:
