@@ -1,0 +1,1 @@
+"""Experiments: one file a question, each a thin command line over the library; run them from the checkout."""
