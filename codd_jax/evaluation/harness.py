@@ -1,0 +1,188 @@
+"""An evaluation from task to summary: lm-eval asks and scores, the sampler answers, the results folder remembers."""
+
+import dataclasses
+import datetime
+import json
+import pathlib
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from codd_jax.evaluation.presets import TaskPreset
+from codd_jax.evaluation.provenance import environment
+from codd_jax.evaluation.results import ResultsFolder, wilson_interval
+from codd_jax.evaluation.sampling import Request, Sampler, TextModel
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What is asked, of whom the answers are expected, and how they are drawn.
+
+    Attributes:
+      preset: the benchmark.
+      decode: the decoding configuration, a dataclass.
+      num_shot: worked examples in each prompt.
+      limit: the first so many problems; None for all.
+      seed: of every draw.
+      batch_size: rows that go through the model together; no answer depends on it.
+      sources: names of checkpoints and data, recorded and compared when a run continues.
+    """
+
+    preset: TaskPreset
+    decode: Any
+    num_shot: int = 0
+    limit: int | None = None
+    seed: int = 0
+    batch_size: int = 8
+    sources: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def settings(self, task: Any) -> dict[str, Any]:
+        """Everything that decides an answer or its score. `limit` and `batch_size` do not: a run may continue with
+        other ones."""
+        import lm_eval
+
+        return {
+            "task": self.preset.name,
+            "harness_task": self.preset.harness_task,
+            "task_version": task.VERSION,
+            "lm_eval": lm_eval.__version__,
+            "num_shot": self.num_shot,
+            "system_prompt": self.preset.system_prompt,
+            "until": list((task.config.generation_kwargs or {}).get("until", ())),
+            "decoding": _plain(dataclasses.asdict(self.decode)),
+            "seed": self.seed,
+            **_plain(self.sources),
+        }
+
+
+def evaluate(
+    model: TextModel, evaluation: Evaluation, task: Any, output_dir: str | pathlib.Path, *, progress: bool = True
+) -> dict[str, Any]:
+    """Runs a benchmark, or what is left of it, and writes its results.
+
+    Args:
+      model: generates text; its tokenizer has a chat template.
+      evaluation: what to run.
+      task: from `problems.load_task`.
+      output_dir: a folder for `settings.json`, `samples.jsonl` (a line a sample, appended as batches finish) and
+        `summary.json`. If it holds a run with the same settings, that run is continued.
+      progress: show a bar with running accuracy and tokens/s.
+
+    Returns:
+      The summary, as written.
+
+    Raises:
+      ValueError: `output_dir` was made with other settings, or a prompt does not fit the model.
+    """
+    from lm_eval.evaluator import evaluate as harness_evaluate
+
+    from codd_jax.evaluation.adapter import HarnessModel, score
+
+    folder = ResultsFolder(output_dir, evaluation.settings(task))
+    started = datetime.datetime.now(datetime.UTC)
+    clock = time.perf_counter()
+    requests: list[Request] = []
+
+    def answer(instances: Sequence[Any]) -> list[str]:
+        requests.extend(as_requests(task, instances))
+        by_document = {instance.doc_id: instance for instance in instances}
+        sampler = Sampler(
+            model=model,
+            decode=evaluation.decode,
+            folder=folder,
+            score=lambda request, text: score(task, by_document[request.doc_id], text),
+            headline=evaluation.preset.headline,
+            seed=evaluation.seed,
+            batch_size=evaluation.batch_size,
+            progress=progress,
+        )
+        return sampler.answer(requests)
+
+    results = harness_evaluate(
+        HarnessModel(model.tokenizer, answer),
+        {evaluation.preset.harness_task: task},
+        limit=evaluation.limit,
+        bootstrap_iters=0,
+        system_instruction=evaluation.preset.system_prompt,
+        apply_chat_template=True,
+        fewshot_as_multiturn=True,
+    )
+    samples = [folder.samples[request.doc_id, request.repeat] for request in requests]
+    summary = {
+        **summarise(samples, results["results"][evaluation.preset.harness_task], evaluation.preset.headline),
+        "settings": evaluation.settings(task),
+        "limit": evaluation.limit,
+        "batch_size": evaluation.batch_size,
+        "started": started.isoformat(timespec="seconds"),
+        "seconds_this_run": round(time.perf_counter() - clock, 3),
+        "environment": environment(),
+    }
+    folder.write_summary(summary)
+    return summary
+
+
+def as_requests(task: Any, instances: Sequence[Any]) -> list[Request]:
+    """lm-eval's instances as requests; an instance that is asked several times counts its repeats."""
+    asked: dict[int, int] = {}
+    requests = []
+    for instance in instances:
+        prompt, options = instance.args
+        until = options.get("until") or ()
+        repeat = asked.get(instance.doc_id, 0)
+        asked[instance.doc_id] = repeat + 1
+        requests.append(
+            Request(
+                doc_id=instance.doc_id,
+                repeat=repeat,
+                prompt=prompt,
+                until=(until,) if isinstance(until, str) else tuple(until),
+                doc=instance.doc,
+                target=task.doc_to_target(instance.doc),
+            )
+        )
+    return requests
+
+
+def summarise(
+    samples: Sequence[Mapping[str, Any]], harness_results: Mapping[str, Any], headline: str
+) -> dict[str, Any]:
+    """Accuracy with its 95 % Wilson interval, every metric of lm-eval, and what the answers cost.
+
+    Args:
+      samples: records as in `samples.jsonl`.
+      harness_results: lm-eval's aggregated results of the task.
+      headline: the metric to lead with.
+
+    Raises:
+      RuntimeError: lm-eval's figure is not the mean of the samples' scores.
+    """
+    total = len(samples)
+    metrics = {}
+    for name in samples[0]["scores"]:
+        summed = sum(sample["scores"][name] for sample in samples)
+        reported = float(harness_results[name])
+        if abs(reported - summed / total) > 1e-6:
+            raise RuntimeError(f"lm-eval reports {name} = {reported}, the samples' mean is {summed / total}")
+        metrics[name] = {"value": reported, "interval_95": [round(end, 6) for end in wilson_interval(summed, total)]}
+    tokens = sum(sample["num_tokens"] for sample in samples)
+    steps = sum(sample["steps_used"] for sample in samples)
+    seconds = sum(sample["seconds"] for sample in samples)
+    return {
+        "metric": headline,
+        "accuracy": metrics[headline]["value"],
+        "interval_95": metrics[headline]["interval_95"],
+        "correct": sum(sample["correct"] for sample in samples),
+        "total": total,
+        "metrics": metrics,
+        "tokens": tokens,
+        "steps_used": steps,
+        "tokens_per_forward_pass": round(tokens / steps, 4) if steps else None,
+        "generation_seconds": round(seconds, 3),
+        "tokens_per_second": round(tokens / seconds, 3) if seconds else None,
+        "pc_failures": sum(sample["pc_failures"] for sample in samples),
+    }
+
+
+def _plain(value: Any) -> Any:
+    """JSON's view of a nested value."""
+    return json.loads(json.dumps(value, default=str))

@@ -1,0 +1,152 @@
+"""Where a benchmark's problems come from: the stock lm-eval task on the hub's data, or on a local JSONL file."""
+
+import contextlib
+import dataclasses
+import json
+import pathlib
+import string
+import tempfile
+from typing import Any
+
+from codd_jax.evaluation.presets import TaskPreset
+
+_TEMPLATES = pathlib.Path(__file__).parent / "tasks"
+# lm-eval's own default, so that worked examples are those that its command line would draw.
+_FEWSHOT_SEED = 1234
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalProblems:
+    """Local JSONL files, checked: `test` holds the problems, `train` the worked examples (None when none are asked)."""
+
+    test: pathlib.Path
+    train: pathlib.Path | None
+    count: int
+
+
+def find_problems(preset: TaskPreset, data: str | pathlib.Path, num_shot: int = 0) -> LocalProblems:
+    """Checks local problems before anything expensive starts.
+
+    Args:
+      preset: the task that they are for.
+      data: a JSONL file, or a folder with `test.jsonl`. Worked examples come from `train.jsonl` beside it.
+      num_shot: how many worked examples a prompt gets.
+
+    Raises:
+      FileNotFoundError: a file is missing.
+      ValueError: a line is not a JSON object with the task's text fields; the message has the line's number.
+    """
+    test = pathlib.Path(data).expanduser()
+    if test.is_dir():
+        test = test / "test.jsonl"
+    if not test.is_file():
+        raise FileNotFoundError(
+            f"no problems at {test}; give a JSONL file with the fields {' and '.join(preset.columns)}, one object a "
+            "line, or a folder with test.jsonl"
+        )
+    count = _check_lines(test, preset)
+    train = None
+    if num_shot > 0:
+        train = test.with_name("train.jsonl")
+        if not train.is_file():
+            raise FileNotFoundError(
+                f"{num_shot} worked examples were asked for, which come from {train}; put the training problems there "
+                "or ask for none"
+            )
+        available = _check_lines(train, preset)
+        if available < num_shot:
+            raise ValueError(f"{num_shot} worked examples were asked for, {train} holds {available}")
+    return LocalProblems(test.resolve(), train.resolve() if train else None, count)
+
+
+def _check_lines(path: pathlib.Path, preset: TaskPreset) -> int:
+    """Counts the problems of a file; a faulty line is a ValueError that names it."""
+    count = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except (json.JSONDecodeError, UnicodeDecodeError) as error:
+                raise ValueError(
+                    f"{path}, line {number}: not JSON ({error}); one JSON object a line is wanted"
+                ) from None
+            if not isinstance(record, dict):
+                raise ValueError(f"{path}, line {number}: a JSON object is wanted, this is {type(record).__name__}")
+            missing = [column for column in preset.columns if not isinstance(record.get(column), str)]
+            if missing:
+                raise ValueError(
+                    f"{path}, line {number}: no text under {' and '.join(map(repr, missing))}; "
+                    f"{preset.name} needs {' and '.join(map(repr, preset.columns))}"
+                )
+            count += 1
+    if not count:
+        raise ValueError(f"{path} holds no problems; one JSON object a line is wanted")
+    return count
+
+
+def load_task(preset: TaskPreset, problems: LocalProblems | None = None, num_shot: int = 0) -> Any:
+    """lm-eval's task object, its scoring untouched.
+
+    Args:
+      preset: the task.
+      problems: local files; None takes the stock task's data from the hub.
+      num_shot: worked examples in each prompt.
+
+    Returns:
+      An `lm_eval.api.task.Task`.
+
+    Raises:
+      ConnectionError: the hub, or the data set on it, is out of reach.
+    """
+    # lm-eval and datasets take a second to import; nothing but an evaluation needs them.
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    stock = pathlib.Path(lm_eval.__file__).parent / "tasks" / preset.harness_file
+    text = _fill_template(preset, stock, problems, num_shot)
+    with tempfile.TemporaryDirectory(prefix="codd_jax_task_") as folder, _quiet_downloads(problems is not None):
+        (pathlib.Path(folder) / "task.yaml").write_text(text, encoding="utf-8")
+        # Without the defaults the index holds this one task and takes milliseconds, not seconds.
+        manager = TaskManager(include_path=folder, include_defaults=False)
+        try:
+            loaded = manager.load([preset.harness_task])["tasks"] if hasattr(manager, "load") else None
+            task = (loaded or manager.load_task_or_group([preset.harness_task]))[preset.harness_task]
+        except OSError as error:
+            if problems is not None:
+                raise
+            raise ConnectionError(
+                f"the {preset.name} problems could not be fetched from the Hugging Face hub ({preset.hub_dataset}: "
+                f"{error}). Without network access give a local copy: --data FILE.jsonl with the fields "
+                f"{' and '.join(preset.columns)}"
+            ) from error
+    task.set_fewshot_seed(seed=_FEWSHOT_SEED)
+    return task
+
+
+def _fill_template(preset: TaskPreset, stock: pathlib.Path, problems: LocalProblems | None, num_shot: int) -> str:
+    """The text of a task file; JSON strings are YAML strings, so paths may hold anything."""
+    values = {"stock_task": json.dumps(str(stock)), "name": preset.harness_task, "num_shot": num_shot}
+    if problems is None:
+        template = "hub.yaml"
+    else:
+        template = "local_jsonl.yaml"
+        files = {"test": str(problems.test)} | ({"train": str(problems.train)} if problems.train else {})
+        values |= {"data_files": json.dumps(files), "train_split": "train" if problems.train else "null"}
+    return string.Template((_TEMPLATES / template).read_text(encoding="utf-8")).substitute(values)
+
+
+@contextlib.contextmanager
+def _quiet_downloads(quiet: bool):
+    """Hides the bar of datasets' copy of a local file into its cache: it is gone before it is read."""
+    from datasets.utils import logging as datasets_logging
+
+    hide = quiet and datasets_logging.is_progress_bar_enabled()
+    if hide:
+        datasets_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if hide:
+            datasets_logging.enable_progress_bar()

@@ -1,0 +1,187 @@
+"""From requests to recorded answers: batches through the model, each batch on disk as it finishes."""
+
+import dataclasses
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from tqdm import tqdm
+
+from codd_jax.evaluation.batching import occurrences, plan_batches
+from codd_jax.evaluation.results import ResultsFolder
+from codd_jax.tokenizer import encode_text
+
+
+class TextModel(Protocol):
+    """What an evaluation needs of a model; `codd_jax.CoDD` is one."""
+
+    tokenizer: Any
+
+    def generate(self, prompts: Sequence[Sequence[int]], config: Any, **options: Any) -> Any:
+        """Rows of ids → an object with `tokens`, `text`, `steps_used` and `pc_failures`, each a value a row."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One prompt to answer.
+
+    Attributes:
+      doc_id: the problem's place in its file.
+      repeat: 0 for a problem's first answer.
+      prompt: the rendered prompt.
+      until: strings that end an answer; neither they nor what follows is scored.
+      doc: the problem as the task holds it.
+      target: the task's reference answer.
+    """
+
+    doc_id: int
+    repeat: int
+    prompt: str
+    until: tuple[str, ...]
+    doc: Mapping[str, Any]
+    target: Any
+
+
+def clip(text: str, until: Iterable[str]) -> str:
+    """The text before the first of the stop strings; empty strings stop nothing."""
+    ends = [text.find(stop) for stop in until if stop and stop in text]
+    return text[: min(ends)] if ends else text
+
+
+def answer_seed(seed: int, occurrence: int) -> int:
+    """The seed of a prompt's n-th asking: the run's own for the first, unrelated ones (31 bits) for repetitions.
+
+    A row's randomness depends on seed and prompt alone, so equal prompts would get equal answers; counting them over
+    the whole run, not over a batch, keeps answers the same however the run is cut up and continued.
+    """
+    if not occurrence:
+        return seed
+    return int.from_bytes(hashlib.sha256(f"{seed}/{occurrence}".encode()).digest()[:4], "little") & 0x7FFFFFFF
+
+
+@dataclasses.dataclass
+class Sampler:
+    """Answers requests with a model, one batch after the other, and skips those that a results folder holds.
+
+    Attributes:
+      model: generates.
+      decode: the model's decoding configuration.
+      folder: holds finished samples and takes new ones.
+      score: request, text → `metric,filter` → value.
+      headline: the metric of the progress bar.
+      seed: of the run.
+      batch_size: rows that go through the model together.
+      progress: show a bar with running accuracy and tokens/s.
+    """
+
+    model: TextModel
+    decode: Any
+    folder: ResultsFolder
+    score: Callable[[Request, str], Mapping[str, float]]
+    headline: str
+    seed: int = 0
+    batch_size: int = 8
+    progress: bool = True
+
+    def answer(self, requests: Sequence[Request]) -> list[str]:
+        """One text a request, in order; what was not in the results folder is there afterwards.
+
+        Raises:
+          ValueError: a sample in the folder answers another prompt than its document has now.
+        """
+        prompts = [tuple(encode_text(self.model.tokenizer, request.prompt)) for request in requests]
+        repeats = occurrences(prompts)
+        open_requests = [index for index, request in enumerate(requests) if not self._is_done(request)]
+        batches = plan_batches(
+            [len(prompts[index]) for index in open_requests],
+            self.batch_size,
+            # One seed a call, and one set of stop strings.
+            _numbered([(repeats[index], requests[index].until) for index in open_requests]),
+        )
+        with self._bar(requests, len(requests) - len(open_requests)) as bar:
+            for batch in batches:
+                rows = [open_requests[position] for position in batch]
+                self._run_batch(requests, prompts, rows, answer_seed(self.seed, repeats[rows[0]]))
+                bar.update(len(rows))
+                bar.set_postfix_str(self._state(requests))
+        return [self.folder.samples[request.doc_id, request.repeat]["text"] for request in requests]
+
+    def _is_done(self, request: Request) -> bool:
+        record = self.folder.samples.get((request.doc_id, request.repeat))
+        if record is None:
+            return False
+        if record["prompt_digest"] != _digest(request.prompt):
+            raise ValueError(
+                f"{self.folder.path} holds an answer to another prompt for document {request.doc_id}: the problems or "
+                "the chat template have changed; choose another --output_dir or --tag"
+            )
+        return True
+
+    def _run_batch(
+        self, requests: Sequence[Request], prompts: Sequence[Sequence[int]], rows: Sequence[int], seed: int
+    ) -> None:
+        """Generates, scores and records the rows of one batch."""
+        until = requests[rows[0]].until
+        started = time.perf_counter()
+        out = self.model.generate(
+            [list(prompts[row]) for row in rows],
+            self.decode,
+            seed=seed,
+            batch_size=self.batch_size,
+            stop_strings=list(until) or None,
+        )
+        seconds = time.perf_counter() - started
+        # A tokenizer may decode special tokens; none of them is part of an answer.
+        ends = (*until, getattr(self.model.tokenizer, "eos_token", None) or "")
+        records = []
+        for place, row in enumerate(rows):
+            text = clip(out.text[place], ends)
+            scores = dict(self.score(requests[row], text))
+            tokens = np.asarray(out.tokens[place]).tolist()
+            records.append(
+                {
+                    "doc_id": requests[row].doc_id,
+                    "repeat": requests[row].repeat,
+                    "correct": scores[self.headline] > 0,
+                    "scores": scores,
+                    "text": text,
+                    "target": requests[row].target,
+                    "doc": dict(requests[row].doc),
+                    "tokens": tokens,
+                    "num_tokens": len(tokens),
+                    "prompt_tokens": len(prompts[row]),
+                    "steps_used": int(np.asarray(out.steps_used)[place]),
+                    "pc_failures": int(np.asarray(out.pc_failures)[place]),
+                    "seconds": round(seconds / len(rows), 6),
+                    "batch_rows": len(rows),
+                    "prompt_digest": _digest(requests[row].prompt),
+                }
+            )
+        self.folder.append(records)
+
+    def _bar(self, requests: Sequence[Request], done: int) -> tqdm:
+        bar = tqdm(total=len(requests), initial=done, unit="problem", disable=not self.progress)
+        if done:
+            bar.set_postfix_str(self._state(requests))
+        return bar
+
+    def _state(self, requests: Sequence[Request]) -> str:
+        """Accuracy so far and tokens a second, over the finished samples of these requests."""
+        keys = [(request.doc_id, request.repeat) for request in requests]
+        records = [self.folder.samples[key] for key in keys if key in self.folder.samples]
+        seconds = sum(record["seconds"] for record in records)
+        rate = sum(record["num_tokens"] for record in records) / seconds if seconds else 0.0
+        accuracy = sum(record["correct"] for record in records) / len(records)
+        return f"accuracy {accuracy:.1%}, {rate:.1f} tokens/s"
+
+
+def _numbered(kinds: Sequence[Any]) -> list[int]:
+    """A small number for each distinct kind; sorting the kinds makes the numbers independent of their order."""
+    numbers = {kind: number for number, kind in enumerate(sorted(set(kinds)))}
+    return [numbers[kind] for kind in kinds]
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
