@@ -1,5 +1,39 @@
 """The circuit: a hidden Markov model that couples the tokens of a window (CoDD, sections 4 and 5)."""
 
 from codd_jax.circuits.hmm import HMM
+from codd_jax.circuits.messages import (
+    backward_messages,
+    forward_messages,
+    leaf_values,
+    log_partition,
+    log_partition_from_leaf,
+)
+from codd_jax.circuits.posterior import (
+    conditionals,
+    conditionals_from_leaf,
+    latent_logits,
+    posterior_marginals,
+    posterior_marginals_from_leaf,
+    sample,
+    sample_latents,
+    sample_latents_and_partition,
+    sample_latents_from_leaf,
+)
 
-__all__ = ["HMM"]
+__all__ = [
+    "HMM",
+    "backward_messages",
+    "conditionals",
+    "conditionals_from_leaf",
+    "forward_messages",
+    "latent_logits",
+    "leaf_values",
+    "log_partition",
+    "log_partition_from_leaf",
+    "posterior_marginals",
+    "posterior_marginals_from_leaf",
+    "sample",
+    "sample_latents",
+    "sample_latents_and_partition",
+    "sample_latents_from_leaf",
+]

@@ -1,6 +1,6 @@
 """The circuit's parameters as one pytree: a hidden Markov model over a window of tokens (CoDD, section 4.2).
 
-Everything else in this room is a pure function of this struct, so it can be jitted, vmapped, sharded and differentiated.
+Everything else in this room is a pure function of this struct: it can be jitted, vmapped, sharded and differentiated.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class HMM:
         scale: float = 1.0,
         normalization: str = "global",
     ) -> HMM:
-        """An HMM with softmax-normal rows of the given standard deviation `scale` in log space; all entries positive."""
+        """An HMM of softmax-normal rows with standard deviation `scale` in log space; every entry is positive."""
         keys = jax.random.split(key, 3)
         lead_a, lead_e = ((), ()) if tied else ((length - 1,), (length,))
         shapes = ((num_states,), (*lead_a, num_states, num_states), (*lead_e, num_states, vocab_size))
