@@ -28,9 +28,11 @@ class Linear(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[..., in] → [..., out]."""
-        y = project(x, self.weight[...].astype(self.dtype))
-        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+        """[..., in] → [..., out]; the bias joins the float32 sum, before rounding to `dtype`."""
+        weight = self.weight[...].astype(self.dtype)
+        if self.bias is None:
+            return project(x, weight)
+        return (project(x, weight, jnp.float32) + self.bias[...].astype(jnp.float32)).astype(self.dtype)
 
 
 class RMSNorm(nnx.Module):

@@ -1,0 +1,104 @@
+"""Where arrays live on many devices: the one file that knows the mesh axes, "data" (rows) and "model" (weights)."""
+
+import re
+import warnings
+from collections.abc import Callable, Mapping
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from codd_jax.backbones.config import BackboneConfig
+
+AXES = ("data", "model")
+
+# Parameter → which of its own axes (without the layer axis) is split over "model", and what must divide for that.
+# Columns then rows, so that a block needs two all-reduces (Megatron-LM, arXiv:1909.08053).
+RULES: tuple[tuple[str, tuple[str | None, ...], str], ...] = (
+    (r"(embed|head)\.weight", ("model", None), "vocab_size"),
+    (r"head\.bias", ("model",), "vocab_size"),
+    (r"blocks\.q\.weight", ("model", None), "num_heads"),
+    (r"blocks\.[kv]\.weight", ("model", None), "num_kv_heads"),
+    (r"blocks\.q\.bias", ("model",), "num_heads"),
+    (r"blocks\.[kv]\.bias", ("model",), "num_kv_heads"),
+    (r"blocks\.o\.weight", (None, "model"), "num_heads"),
+    (r"blocks\.(gate|up)\.weight", ("model", None), "ffn_width"),
+    (r"blocks\.(gate|up)\.bias", ("model",), "ffn_width"),
+    (r"blocks\.down\.weight", (None, "model"), "ffn_width"),
+)
+
+
+def make_mesh(spec: str | Mapping[str, int] | None, devices: list[jax.Device] | None = None) -> Mesh | None:
+    """A mesh from "data:2,model:4" or {"data": 2, "model": 4}; an axis left out has size 1; None gives None.
+
+    The first data*model of `devices` (default: all) are used. ValueError for unknown axes, sizes below 1 or too few
+    devices.
+    """
+    if spec is None:
+        return None
+    sizes = _parse(spec) if isinstance(spec, str) else dict(spec)
+    unknown = sorted(set(sizes) - set(AXES))
+    if unknown:
+        raise ValueError(f"mesh axis {', '.join(unknown)} is unknown; the axes are {' and '.join(AXES)}")
+    shape = tuple(int(sizes.get(axis, 1)) for axis in AXES)
+    if min(shape) < 1:
+        raise ValueError(f"mesh {spec!r} has an axis below 1; each must be at least 1")
+    devices = jax.devices() if devices is None else devices
+    count = shape[0] * shape[1]
+    if count > len(devices):
+        raise ValueError(f"mesh {spec!r} needs {count} devices and there are {len(devices)}; choose smaller axes")
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices[:count])
+
+
+def backbone_sharding(
+    config: BackboneConfig, mesh: Mesh | None
+) -> Callable[[tuple, tuple[int, ...]], NamedSharding] | None:
+    """A function of a parameter's path and shape (either layout) to its sharding; None for no mesh.
+
+    A parameter whose heads, channels or rows the model axis does not divide is replicated, with one warning for all.
+    """
+    if mesh is None:
+        return None
+    size = mesh.shape["model"]
+    uneven = sorted({unit for _, _, unit in RULES if getattr(config, unit) % size})
+    if uneven:
+        listed = "; ".join(f"{unit} = {getattr(config, unit)} ({_governed(unit)})" for unit in uneven)
+        warnings.warn(f"the model axis of {size} does not divide {listed}: these are replicated", stacklevel=2)
+
+    def sharding_of(path: tuple, shape: tuple[int, ...]) -> NamedSharding:
+        return NamedSharding(mesh, partition_spec(path, len(shape), config, size))
+
+    return sharding_of
+
+
+def partition_spec(path: tuple, rank: int, config: BackboneConfig, size: int) -> PartitionSpec:
+    """The split of one parameter over a model axis of `size`; leading (layer) axes are never split."""
+    name = ".".join(str(key) for key in path if not str(key).isdigit())
+    for pattern, axes, unit in RULES:
+        if re.fullmatch(pattern, name) and getattr(config, unit) % size == 0:
+            return PartitionSpec(*(None,) * (rank - len(axes)), *axes)
+    return PartitionSpec()
+
+
+def batch_sharding(mesh: Mesh | None) -> NamedSharding | None:
+    """The sharding of arrays whose first axis is the batch; None for no mesh."""
+    return None if mesh is None else NamedSharding(mesh, PartitionSpec("data"))
+
+
+def replicated(mesh: Mesh | None) -> NamedSharding | None:
+    """The sharding of arrays that every device holds whole; None for no mesh."""
+    return None if mesh is None else NamedSharding(mesh, PartitionSpec())
+
+
+def _parse(spec: str) -> dict[str, int]:
+    """ "data:2,model:4" → {"data": 2, "model": 4}."""
+    sizes: dict[str, int] = {}
+    for part in filter(None, spec.replace(" ", "").split(",")):
+        axis, colon, size = part.partition(":")
+        if not colon or not re.fullmatch(r"-?\d+", size) or axis in sizes:
+            raise ValueError(f"mesh {spec!r} is not of the form 'data:2,model:4'")
+        sizes[axis] = int(size)
+    return sizes
+
+
+def _governed(unit: str) -> str:
+    return ", ".join(pattern.replace("\\", "") for pattern, _, rule_unit in RULES if rule_unit == unit)
