@@ -215,6 +215,8 @@ def _place(source: TensorSource, name: str, sharding: jax.sharding.Sharding | No
     def narrow(array: np.ndarray) -> np.ndarray:
         return array.astype(np.float32) if array.dtype == np.float64 else array
 
+    if hasattr(source, "place"):
+        return source.place(name, sharding)
     if sharding is None or len(sharding.device_set) == 1:
         return jax.device_put(narrow(source.read(name)), sharding)
     whole = None if hasattr(source, "read_slice") else source.read(name)
