@@ -142,10 +142,10 @@ def write_safetensors(
         with open(partial, "wb") as file:
             file.write(len(encoded).to_bytes(8, "little") + encoded)
             for name, (dtype, shape) in specs.items():
-                array = np.ascontiguousarray(read(name))
+                array = np.asarray(read(name))
                 if array.dtype != dtype or array.shape != tuple(shape):
                     raise ValueError(f"{name}: got {array.dtype}{array.shape}, announced {dtype}{tuple(shape)}")
-                file.write(array.reshape(-1).view(np.uint8).data)
+                file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
         os.replace(partial, path)
     except OSError as error:
         reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror
