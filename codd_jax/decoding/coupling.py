@@ -1,0 +1,107 @@
+"""The circuit inside a denoising step: when it is used (paper, section 5.3), and what it makes of a window's logits."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from codd_jax import circuits
+from codd_jax.circuits import HMM
+from codd_jax.decoding import randomness
+from codd_jax.decoding.strategy import Numbers, Strategy
+
+
+class Window(NamedTuple):
+    """One window of T positions per row.
+
+    Attributes:
+      start: [B] int32. positions: [B, T] int32, clipped to the row. tokens: [B, T] int32.
+      inside: [B, T] bool, whether the position exists: a row shorter than T leaves some out.
+      masked: [B, T] bool, existing and to be filled.
+    """
+
+    start: jax.Array
+    positions: jax.Array
+    tokens: jax.Array
+    inside: jax.Array
+    masked: jax.Array
+
+
+def open_window(tokens: jax.Array, lengths: jax.Array, start: jax.Array, length: int, mask_id: int) -> Window:
+    """The window of `length` positions at `start` [B] on rows `tokens` [B, L] of `lengths` [B]."""
+    positions = start[:, None] + jnp.arange(length, dtype=jnp.int32)
+    inside = positions < lengths[:, None]
+    positions = jnp.clip(positions, 0, jnp.maximum(lengths - 1, 0)[:, None])
+    here = jnp.take_along_axis(tokens, positions, axis=-1)
+    return Window(start, positions, here, inside, inside & (here == mask_id))
+
+
+def activated(window: Window, numbers: Numbers) -> jax.Array:
+    """[B] bool: whether the masked share of the window is strictly below `pc_frac` (above it, reversed)."""
+    masked = jnp.sum(window.masked, axis=-1).astype(jnp.float32)
+    share = masked / jnp.maximum(jnp.sum(window.inside, axis=-1), 1).astype(jnp.float32)
+    passes = jnp.where(numbers.reverse_frac, share > numbers.pc_frac, share < numbers.pc_frac)
+    return passes & (masked > 0)
+
+
+def potentials(logits: jax.Array, window: Window, strategy: Strategy, numbers: Numbers) -> jax.Array:
+    """log φ [B, T, V] of the window: log_softmax(logits / τ), τ only where 0 < τ < 1, as published.
+
+    Positions beyond the row are no evidence: φ = 1 makes their leaf one and sums them out.
+    """
+    if strategy.pc_temperature_on == "potentials":
+        logits = logits / _tau(numbers)
+    log_phi = jax.nn.log_softmax(logits, axis=-1)
+    return jnp.where(window.inside[..., None], log_phi, 0.0)
+
+
+def latent_logits(
+    hmm: HMM, logits: jax.Array, window: Window, keys: jax.Array, strategy: Strategy, numbers: Numbers
+) -> tuple[jax.Array, jax.Array]:
+    """Latent-variable sampling (paper, section 5.1): logits given a latent path drawn from its posterior.
+
+    Args:
+      logits: [B, T, V] of the backbone, after guidance. keys: [B] step keys.
+
+    Returns:
+      log φ_t(v) + log E[z_t, v], [B, T, V] (over τ with `pc_temperature_on="coupled"`), and whether the evidence is
+      possible, [B] bool: false where the circuit excludes the known tokens.
+    """
+    log_phi = potentials(logits, window, strategy, numbers)
+    known = window.inside & ~window.masked
+    leaf = circuits.leaf_values(hmm, log_phi, window.tokens, known)
+    keys = jax.vmap(jax.random.fold_in)(randomness.purpose_keys(keys, randomness.LATENT), window.start)
+    path, log_z = jax.vmap(circuits.sample_latents_and_partition, in_axes=(None, 0, 0))(hmm, leaf, keys)
+    coupled = jax.vmap(circuits.latent_logits, in_axes=(None, 0, 0))(hmm, log_phi, path)
+    if strategy.pc_temperature_on == "coupled":
+        coupled = coupled / _tau(numbers)
+    return coupled, jnp.isfinite(log_z) & jnp.all(jnp.isfinite(jnp.max(coupled, axis=-1)), axis=-1)
+
+
+def any_order_draw(
+    hmm: HMM,
+    logits: jax.Array,
+    window: Window,
+    targets: jax.Array,
+    count: jax.Array,
+    keys: jax.Array,
+    use: jax.Array,
+    strategy: Strategy,
+    numbers: Numbers,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Any-order sampling (paper, section 5.1): `count` tokens one by one, each known to the next.
+
+    Args:
+      logits: [B, T, V] of the backbone. targets: [B, T] bool, positions to choose from. count: [B] int32.
+      keys: [B] step keys. use: [B] bool, rows that matter.
+
+    Returns:
+      token [B, T] int32, the positions that were chosen [B, T] bool, and where it failed [B] bool.
+    """
+    raise NotImplementedError
+
+
+def _tau(numbers: Numbers) -> jax.Array:
+    return jnp.where((numbers.pc_temperature > 0) & (numbers.pc_temperature < 1), numbers.pc_temperature, 1.0)

@@ -1,0 +1,99 @@
+"""What decoding asks of a model: logits of chosen positions. A Transformer, a table or a toy all fit."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from codd_jax.decoding.strategy import Numbers, Strategy
+
+
+class Denoiser(Protocol):
+    """A hashable callable: programs are compiled per denoiser, and fed its `params`."""
+
+    def __call__(
+        self, params: Any, tokens: jax.Array, lengths: jax.Array, positions: jax.Array, call: jax.Array
+    ) -> jax.Array:
+        """Float32 logits [B, P, V] of the tokens at `positions` [B, P], given `tokens` [B, L] and `lengths` [B].
+
+        `call` [] int32 is the planned step's number. Positions are always inside the row of L.
+        """
+
+
+@runtime_checkable
+class TwoPartDenoiser(Protocol):
+    """A denoiser whose expensive part is computed once a step, and whose head is asked again and again."""
+
+    def encode(self, params: Any, tokens: jax.Array, lengths: jax.Array, call: jax.Array) -> Any:
+        """Features with a leading batch axis, whatever `head` needs."""
+
+    def head(self, params: Any, features: Any, positions: jax.Array) -> jax.Array:
+        """Float32 logits [B, P, V] at `positions` [B, P]."""
+
+
+@dataclasses.dataclass(frozen=True)
+class BackboneDenoiser:
+    """A `Transformer` as a denoiser: `graphdef, params = nnx.split(backbone)`."""
+
+    graphdef: nnx.GraphDef
+
+    def encode(self, params, tokens, lengths, call):
+        """Final-normed hidden states [B, L, D]."""
+        del call
+        return nnx.merge(self.graphdef, params).encode(tokens, lengths)
+
+    def head(self, params, features, positions):
+        """Logits [B, P, V] from hidden states, aligned to the token they predict."""
+        return nnx.merge(self.graphdef, params).logits(features, positions)
+
+    def __call__(self, params, tokens, lengths, positions, call):
+        """Logits [B, P, V]."""
+        return self.head(params, self.encode(params, tokens, lengths, call), positions)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reader:
+    """Logits of one step's canvas at any positions, guidance included. Build it with `read_canvas`, inside a trace."""
+
+    denoiser: Any
+    params: Any
+    features: Any
+    call: jax.Array
+    cfg_scale: jax.Array | None
+    two_part: bool
+
+    def __call__(self, positions: jax.Array) -> jax.Array:
+        """Float32 logits [B, P, V] at absolute `positions` [B, P]."""
+        twice = positions if self.cfg_scale is None else jnp.concatenate([positions, positions])
+        if self.two_part:
+            logits = self.denoiser.head(self.params, self.features, twice)
+        else:
+            tokens, lengths = self.features
+            logits = self.denoiser(self.params, tokens, lengths, twice, self.call)
+        logits = logits.astype(jnp.float32)
+        if self.cfg_scale is None:
+            return logits
+        conditional, unconditional = jnp.split(logits, 2)
+        return unconditional + (self.cfg_scale + 1.0) * (conditional - unconditional)
+
+
+def read_canvas(
+    denoiser: Any, params: Any, tokens: jax.Array, given: jax.Array, lengths: jax.Array, call: jax.Array,
+    strategy: Strategy, numbers: Numbers,
+) -> Reader:  # fmt: skip
+    """Runs the backbone on `tokens` [B, L], doubled with the prompt masked where guidance is on.
+
+    Guidance is un + (s + 1)(c - un), the unconditional row hiding every position `given` from the start.
+    """
+    cfg_scale = None
+    if strategy.guided:
+        cfg_scale = numbers.cfg_scale
+        tokens = jnp.concatenate([tokens, jnp.where(given, strategy.mask_id, tokens)])
+        lengths = jnp.concatenate([lengths, lengths])
+    two_part = isinstance(denoiser, TwoPartDenoiser)
+    features = denoiser.encode(params, tokens, lengths, call) if two_part else (tokens, lengths)
+    return Reader(denoiser, params, features, call, cfg_scale, two_part)

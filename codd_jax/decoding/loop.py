@@ -1,0 +1,212 @@
+"""Blocks of steps: each runs on the device without a host round trip; the loop over them streams and stops early."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from tqdm import tqdm
+
+from codd_jax.circuits import HMM
+from codd_jax.decoding.blocks import block_window_start
+from codd_jax.decoding.canvas import Block, Canvas
+from codd_jax.decoding.regions import competing, rows_at_work
+from codd_jax.decoding.schedule import block_steps
+from codd_jax.decoding.steps import take_step
+from codd_jax.decoding.strategy import Numbers, Strategy
+from codd_jax.sharding import batch_sharding, replicated
+
+# Rooms for masks left before a block, so that a few programs serve any number of them.
+_STRAY_ROOMS = (0, 8, 64, 512)
+
+
+def decode(
+    denoiser: Any,
+    params: Any,
+    canvas: Canvas,
+    strategy: Strategy,
+    numbers: Numbers,
+    *,
+    hmm: HMM | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+    progress: bool = False,
+    on_block: Callable[[Canvas], None] | None = None,
+) -> Canvas:
+    """Decodes every row to its end, or to the block that holds a stop id.
+
+    Args:
+      denoiser: see `denoiser.Denoiser`; params: its parameters.
+      canvas: from `make_canvas`. strategy, numbers: from `DecodeConfig.split`.
+      hmm: the circuit, None without one.
+      mesh: shards the rows over its data axis.
+      progress: shows a bar over the blocks.
+      on_block: called with the canvas after every block.
+
+    Raises:
+      FloatingPointError: NaN or infinite logits, naming row and step.
+      ValueError: a circuit whose length is not the strategy's window, or fewer steps than blocks.
+    """
+    blocks = decode_blocks(denoiser, params, canvas, strategy, numbers, hmm=hmm, mesh=mesh)
+    for after in tqdm(blocks, total=num_blocks(canvas, strategy), desc="decoding", disable=not progress):
+        canvas = after
+        if on_block is not None:
+            on_block(canvas)
+    failures = int(np.asarray(canvas.pc_failures).sum())
+    if failures:
+        warnings.warn(
+            f"in {failures} steps the circuit found what was already known impossible; the backbone decoded them alone",
+            stacklevel=2,
+        )
+    return canvas
+
+
+def decode_blocks(
+    denoiser: Any,
+    params: Any,
+    canvas: Canvas,
+    strategy: Strategy,
+    numbers: Numbers,
+    *,
+    hmm: HMM | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+) -> Iterator[Canvas]:
+    """Yields the canvas after every block; arguments and errors as in `decode`."""
+    _check(strategy, numbers, hmm, num_blocks(canvas, strategy))
+    if strategy.coupling == "none":
+        hmm = None
+    elif strategy.normalization is not None:
+        hmm = hmm.replace(normalization=strategy.normalization)
+    if mesh is not None:
+        canvas = _shard_rows(canvas, mesh)
+    for index in range(num_blocks(canvas, strategy)):
+        canvas, survey = begin_block(canvas, strategy, numbers, np.int32(index))
+        survey = jax.device_get(survey)
+        if survey.all_done:
+            return
+        if survey.working:
+            room = next((room for room in _STRAY_ROOMS if room >= survey.strays), canvas.tokens.shape[-1])
+            canvas = run_block(denoiser, params, canvas, strategy, numbers, hmm, strays=room)
+            raise_if_bad(canvas)
+        yield canvas
+
+
+class BlockSurvey(NamedTuple):
+    """What the host must know to run a block: [] bool all rows done, [] bool any row at work, [] int32 most strays."""
+
+    all_done: jax.Array
+    working: jax.Array
+    strays: jax.Array
+
+
+def num_blocks(canvas: Canvas, strategy: Strategy) -> int:
+    """Blocks of the longest generation."""
+    longest = int((np.asarray(canvas.lengths) - np.asarray(canvas.prompt_lengths)).max())
+    return max(-(-longest // strategy.block_length), 1)
+
+
+@functools.partial(jax.jit, static_argnames="strategy")
+def begin_block(canvas: Canvas, strategy: Strategy, numbers: Numbers, index: jax.Array) -> tuple[Canvas, BlockSurvey]:
+    """The canvas with block `index` begun in every row, and what to run it with.
+
+    Steps are shared out by each row's own number of blocks, so that they do not depend on batch mates. With a
+    threshold a block may take as many steps as it has masks to fill.
+    """
+    ids = jnp.arange(canvas.tokens.shape[-1], dtype=jnp.int32)
+    lengths, size = canvas.lengths, strategy.block_length
+    start = jnp.minimum(canvas.prompt_lengths + index * size, lengths)
+    end = jnp.minimum(start + size, lengths)
+    here = (canvas.tokens == strategy.mask_id) & (ids >= start[:, None]) & (ids < end[:, None])
+    masks = jnp.sum(here, axis=-1, dtype=jnp.int32)
+    if strategy.schedule in ("threshold", "factor"):
+        before = (canvas.tokens == strategy.mask_id) & (ids < end[:, None])
+        steps = jnp.sum(before, axis=-1, dtype=jnp.int32)
+        first_step = jnp.full_like(steps, index * canvas.tokens.shape[-1])
+    else:
+        own_blocks = -(-(lengths - canvas.prompt_lengths) // size)
+        steps, first_step = block_steps(numbers.steps, own_blocks, index, strategy.step_split)
+    block = Block(start=start, end=end, masks=masks, steps=steps, first_step=first_step, step=jnp.int32(0))
+    canvas = canvas.replace(block=block, call=jnp.max(first_step))
+    window = block_window_start(canvas, strategy) if strategy.windows is None else start
+    strays = jnp.sum(competing(canvas, strategy) & (ids < window[:, None]), axis=-1, dtype=jnp.int32)
+    strays = jnp.max(jnp.where(canvas.done, 0, strays))
+    return canvas, BlockSurvey(canvas.done.all(), rows_at_work(canvas, strategy).any(), strays)
+
+
+@functools.partial(jax.jit, static_argnames=("denoiser", "strategy", "strays"))
+def run_block(
+    denoiser: Any,
+    params: Any,
+    canvas: Canvas,
+    strategy: Strategy,
+    numbers: Numbers,
+    hmm: HMM | None = None,
+    *,
+    strays: int = 0,
+) -> Canvas:
+    """All steps of the block that the canvas has begun, in one loop on the device; arguments as in `denoise_step`.
+
+    The loop ends when no row has anything left to fill, and rows whose block holds a stop id are done.
+    """
+
+    def working(canvas: Canvas):
+        return rows_at_work(canvas, strategy).any()
+
+    def step(canvas: Canvas):
+        return take_step(denoiser, params, canvas, strategy, numbers, hmm, strays)
+
+    return stop_rows(lax.while_loop(working, step, canvas), strategy)
+
+
+def stop_rows(canvas: Canvas, strategy: Strategy) -> Canvas:
+    """The canvas with rows done whose generation so far holds a stop id that no mask precedes."""
+    if not strategy.stop_ids:
+        return canvas
+    width = canvas.tokens.shape[-1]
+    ids = jnp.arange(width, dtype=jnp.int32)
+    finished = (ids >= canvas.prompt_lengths[:, None]) & (ids < canvas.block.end[:, None])
+    stops = finished & jnp.isin(canvas.tokens, jnp.asarray(strategy.stop_ids, jnp.int32))
+    first_stop = jnp.min(jnp.where(stops, ids, width), axis=-1)
+    first_mask = jnp.min(jnp.where(finished & (canvas.tokens == strategy.mask_id), ids, width), axis=-1)
+    return canvas.replace(done=canvas.done | (first_stop < first_mask))
+
+
+def raise_if_bad(canvas: Canvas) -> None:
+    """Raises a FloatingPointError naming the rows and steps whose logits were not finite."""
+    bad = np.asarray(canvas.bad_step)
+    if (bad >= 0).any():
+        where = ", ".join(f"row {row} at step {bad[row]}" for row in np.flatnonzero(bad >= 0)[:8])
+        raise FloatingPointError(
+            f"the backbone's logits were NaN or infinite in {where}; check the weights (a truncated or corrupt "
+            "checkpoint?) and try dtype='float32'"
+        )
+
+
+def _check(strategy: Strategy, numbers: Numbers, hmm: HMM | None, blocks: int) -> None:
+    """Raises a ValueError where strategy, circuit and canvas do not fit each other."""
+    if strategy.coupling != "none":
+        if hmm is None:
+            raise ValueError(
+                f"coupling={strategy.coupling!r} needs a circuit, but none was given; pass hmm= or set coupling='none'"
+            )
+        if hmm.length != strategy.window_length:
+            raise ValueError(
+                f"the circuit covers {hmm.length} tokens, the strategy's windows {strategy.window_length}; "
+                f"call DecodeConfig.split with circuit_length={hmm.length}"
+            )
+    if strategy.schedule in ("even", "timestep") and int(numbers.steps) < blocks:
+        raise ValueError(
+            f"steps={int(numbers.steps)} for {blocks} blocks: every block needs at least one step; "
+            f"use steps>={blocks} or a longer block_length"
+        )
+
+
+def _shard_rows(canvas: Canvas, mesh: jax.sharding.Mesh) -> Canvas:
+    """The canvas with its rows laid out over the mesh's data axis; scalars on every device."""
+    rows, everywhere = batch_sharding(mesh), replicated(mesh)
+    return jax.tree.map(lambda x: jax.device_put(x, rows if x.ndim else everywhere), canvas)
