@@ -1,6 +1,7 @@
 """The circuit: a hidden Markov model that couples the tokens of a window (CoDD, sections 4 and 5)."""
 
 from codd_jax.circuits.hmm import HMM
+from codd_jax.circuits.likelihood import conditional_log_likelihood, log_likelihood
 from codd_jax.circuits.messages import (
     backward_messages,
     forward_messages,
@@ -23,11 +24,13 @@ from codd_jax.circuits.posterior import (
 __all__ = [
     "HMM",
     "backward_messages",
+    "conditional_log_likelihood",
     "conditionals",
     "conditionals_from_leaf",
     "forward_messages",
     "latent_logits",
     "leaf_values",
+    "log_likelihood",
     "log_partition",
     "log_partition_from_leaf",
     "posterior_marginals",

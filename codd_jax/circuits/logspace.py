@@ -1,9 +1,9 @@
 """Products of non-negative matrices with log-weights, as matrix products in the linear domain that lose nothing.
 
-Shift, exp, matmul, log is an order of magnitude faster than a broadcast log-sum-exp, but float32 underflows: entries far
-below the largest weight vanish although a zero in the matrix may make them all that counts. Here results that could have
-lost something are noticed and recomputed, level by level, inside a `while_loop` that runs zero times in the usual case,
-under `vmap` too.
+Shift, exp, matmul, log is an order of magnitude faster than a broadcast log-sum-exp, but float32 underflows: entries
+far below the largest weight vanish although a zero in the matrix may make them all that counts. Here results that could
+have lost something are noticed and recomputed, level by level, inside a `while_loop` that runs zero times in the usual
+case, under `vmap` too.
 """
 
 from __future__ import annotations
@@ -147,24 +147,23 @@ def deep_log_matvec(x: jax.Array, matrix: jax.Array, axis: int, weight: jax.Arra
     """
     scaling = Scaling.of(x.shape[-1], x.dtype)
 
-    def level(x):
-        top = finite_max(x)
-        shifted = x - top
-        out = log_matvec(shifted, matrix, axis)
-        rest = jnp.where(shifted > -scaling.band, -jnp.inf, x)
-        lost = (out < scaling.floor) & jnp.any(rest > -jnp.inf, axis=-1, keepdims=True)
-        out = out + top
+    def level(x, top):
+        out = log_matvec(x - top, matrix, axis)
+        ceiling = top - scaling.band
+        top_below = jnp.max(jnp.where(x > ceiling, -jnp.inf, x), axis=-1, keepdims=True)
+        lost = (out < scaling.floor) & (top_below > -jnp.inf)
         if weight is not None:
-            best = jnp.max(jnp.where(out > top + scaling.floor, out + weight, -jnp.inf), axis=-1, keepdims=True)
-            lost &= top + scaling.floor + weight > best - _NEGLIGIBLE
-        return out, lost, rest
+            heard = jnp.where(out > scaling.floor, out + weight, -jnp.inf)
+            lost &= scaling.floor + weight > jnp.max(heard, axis=-1, keepdims=True) - _NEGLIGIBLE
+        return out + top, lost, ceiling, top_below
 
     def deeper(carry):
-        out, lost, x = carry
-        out_below, lost_below, rest = level(x)
-        return jnp.where(lost, out_below, out), lost & lost_below, rest
+        out, lost, ceiling, top = carry
+        top = jnp.where(top == -jnp.inf, 0, top)
+        out_below, lost_below, ceiling, top = level(jnp.where(x > ceiling, -jnp.inf, x), top)
+        return jnp.where(lost, out_below, out), lost & lost_below, ceiling, top
 
-    return lax.while_loop(lambda carry: batch_any(jnp.any(carry[1])), deeper, level(x))[0]
+    return lax.while_loop(lambda carry: batch_any(jnp.any(carry[1])), deeper, level(x, finite_max(x)))[0]
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))

@@ -176,10 +176,7 @@ def sample(hmm: HMM, key: jax.Array, tokens=None, known=None, log_latent=None) -
 
 def emission_rows(hmm: HMM, latents: jax.Array) -> jax.Array:
     """E[z_t, :] for latents [T] → probabilities [T, V] in float32."""
-    if hmm.emission.ndim == 2:
-        rows = hmm.emission[latents]
-    else:
-        rows = hmm.emission[jnp.arange(hmm.length), latents]
+    rows = hmm.emission[latents] if hmm.emission.ndim == 2 else hmm.emission[jnp.arange(hmm.length), latents]
     return rows.astype(logspace.compute_dtype(hmm.initial))
 
 
