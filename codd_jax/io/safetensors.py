@@ -43,7 +43,7 @@ def plan(config: BackboneConfig, source: TensorSource) -> list[Placement]:
 
     Raises one ValueError that lists together what is unmapped, missing, duplicate, mis-shaped or not floating point.
     """
-    expected = _expected_shapes(config)
+    expected = expected_shapes(config)
     found: dict[tuple[Path, int | None], str] = {}
     problems: dict[str, list[str]] = {"unmapped": [], "missing": [], "duplicate": [], "mis-shaped": [], "not float": []}
     for name in sorted(source.names()):
@@ -60,7 +60,7 @@ def plan(config: BackboneConfig, source: TensorSource) -> list[Placement]:
                 problems["mis-shaped"].append(f"{name} is {source.shape(name)}, the config asks for {expected[target]}")
             if not jnp.issubdtype(source.dtype(name), jnp.floating):
                 problems["not float"].append(f"{name} is {source.dtype(name)} (quantised checkpoints are not read)")
-    problems["missing"] = [_checkpoint_name(config, *target) for target in expected if target not in found]
+    problems["missing"] = [checkpoint_name(config, *target) for target in expected if target not in found]
     listed = [f"{kind} ({len(items)}): {_first(items)}" for kind, items in problems.items() if items]
     if listed:
         where = source.origin(next(iter(source.names()), ""))
@@ -92,7 +92,7 @@ def load_backbone(
     source = SafetensorsFolder(source) if isinstance(source, str | pathlib.Path) else source
     placements = plan(config, source)
     layout, stored = choose_layout(config, layout), jnp.dtype(param_dtype or dtype)
-    shapes = _expected_shapes(config)
+    shapes = expected_shapes(config)
     sharding_of = sharding if callable(sharding) else lambda path, shape: sharding
     arrays: dict[tuple, jax.Array] = {}
     total = sum(math.prod(shapes[p.path, p.layer]) * source.dtype(p.name).itemsize for p in placements)
@@ -132,10 +132,10 @@ def save_huggingface(
     folder.mkdir(parents=True, exist_ok=True)
     params = dict(nnx.to_flat_state(nnx.state(backbone, nnx.Param)))
     readers = {}
-    for (path, layer), shape in _expected_shapes(config).items():
+    for (path, layer), shape in expected_shapes(config).items():
         stacked = layer is not None and backbone.layout == "stacked"
         key = path if layer is None or stacked else ("blocks", layer, *path[1:])
-        readers[_checkpoint_name(config, path, layer)] = (params[key][...], layer if stacked else None, shape)
+        readers[checkpoint_name(config, path, layer)] = (params[key][...], layer if stacked else None, shape)
 
     def read(name: str) -> np.ndarray:
         array, layer, _ = readers[name]
@@ -169,7 +169,7 @@ def save_huggingface(
 
 
 @functools.lru_cache(maxsize=8)
-def _expected_shapes(config: BackboneConfig) -> dict[tuple[Path, int | None], tuple[int, ...]]:
+def expected_shapes(config: BackboneConfig) -> dict[tuple[Path, int | None], tuple[int, ...]]:
     """Shape of every checkpoint tensor by (path, layer); `blocks` parameters count once a layer."""
     shapes: dict[tuple[Path, int | None], tuple[int, ...]] = {}
     for path, param in nnx.to_flat_state(nnx.state(Transformer.abstract(config), nnx.Param)):
@@ -202,7 +202,7 @@ def _target(config: BackboneConfig, name: str) -> tuple[Path, int | None] | None
     return None
 
 
-def _checkpoint_name(config: BackboneConfig, path: Path, layer: int | None) -> str:
+def checkpoint_name(config: BackboneConfig, path: Path, layer: int | None) -> str:
     """The checkpoint's name for a parameter; the way back of `_target`."""
     module = ".".join(path[:-1])
     name = next(name for name, to in family_module(config.family).NAMES.items() if to == module)
