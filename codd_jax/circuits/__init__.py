@@ -1,5 +1,6 @@
 """The circuit: a hidden Markov model that couples the tokens of a window (CoDD, sections 4 and 5)."""
 
+from codd_jax.circuits.any_order import AnyOrderDraw, sample_any_order, sample_any_order_from_leaf
 from codd_jax.circuits.hmm import HMM
 from codd_jax.circuits.likelihood import conditional_log_likelihood, log_likelihood
 from codd_jax.circuits.messages import (
@@ -23,6 +24,7 @@ from codd_jax.circuits.posterior import (
 
 __all__ = [
     "HMM",
+    "AnyOrderDraw",
     "backward_messages",
     "conditional_log_likelihood",
     "conditionals",
@@ -36,6 +38,8 @@ __all__ = [
     "posterior_marginals",
     "posterior_marginals_from_leaf",
     "sample",
+    "sample_any_order",
+    "sample_any_order_from_leaf",
     "sample_latents",
     "sample_latents_and_partition",
     "sample_latents_from_leaf",

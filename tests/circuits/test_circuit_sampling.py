@@ -1,0 +1,167 @@
+"""Draws against the enumerated joint by chi-square tests at fixed seeds."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from codd_jax import circuits
+from codd_jax.circuits.any_order import priorities
+from tests.oracles.hmm_enumeration import Case
+
+DRAWS = 20_000
+
+
+def window(normalization="global", seed=0, zeros=False):
+    """A window of 4 positions over 3 states and 3 tokens with one known token and a latent potential."""
+    rng = np.random.default_rng(seed)
+    hmm = circuits.HMM.random(jax.random.key(seed), 4, 3, 3, scale=1.5, normalization=normalization)
+    if zeros:
+        transition = np.array([[0, 1, 0], [0, 0.3, 0.7], [0.5, 0, 0.5]], np.float32)
+        emission = np.array([[0.5, 0.5, 0], [0, 0.2, 0.8], [1, 0, 0]], np.float32)
+        hmm = circuits.HMM.from_probabilities(hmm.initial, transition, emission, 4, normalization)
+    log_phi = jax.nn.log_softmax(jnp.asarray(rng.normal(size=(4, 3)) * 1.5, jnp.float32))
+    tokens, known = jnp.array([1, 0, 0, 2]), jnp.array([False, False, True, False])
+    return hmm, log_phi, tokens, known, jnp.asarray(rng.normal(size=(4, 3)), jnp.float32)
+
+
+def assert_follows(draws, expected):
+    """A chi-square test of sequences [N, T] against probabilities over all sequences, at about 4 sigma."""
+    expected = expected * len(draws)
+    observed = np.zeros(expected.shape)
+    np.add.at(observed, tuple(np.asarray(draws).T), 1)
+    assert observed[expected == 0].sum() == 0
+    often = expected >= 5
+    observed = np.append(observed[often], observed[~often].sum())
+    expected = np.append(expected[often], expected[~often].sum())
+    keep = expected > 0
+    statistic = np.sum((observed[keep] - expected[keep]) ** 2 / expected[keep])
+    freedom = keep.sum() - 1
+    # Wilson-Hilferty: the cube root of a chi-square variable over its mean is nearly normal.
+    z = ((statistic / freedom) ** (1 / 3) - (1 - 2 / (9 * freedom))) / np.sqrt(2 / (9 * freedom))
+    assert z < 4, (statistic, freedom)
+
+
+def keys(seed=5):
+    return jax.random.split(jax.random.key(seed), DRAWS)
+
+
+@pytest.mark.parametrize("zeros", [False, True])
+@pytest.mark.parametrize("normalization", ["global", "local"])
+def test_latent_sampling_follows_the_joint(normalization, zeros):
+    hmm, log_phi, tokens, known, g = window(normalization, zeros=zeros)
+    draws = jax.vmap(lambda k: circuits.sample_latents(hmm, log_phi, tokens, known, k, g))(keys())
+    # A locally normalised circuit's latents see the known tokens only.
+    seen = jnp.zeros_like(log_phi) if normalization == "local" else log_phi
+    assert_follows(draws, Case.of(hmm, seen, tokens, known, g).latent_distribution())
+
+
+@pytest.mark.parametrize(
+    ("normalization", "order", "zeros", "max_targets"),
+    [
+        ("global", "confidence", False, None),
+        ("global", "margin", True, None),
+        ("global", "entropy", False, 3),
+        ("global", "random", True, None),
+        ("local", "confidence", False, None),
+        ("local", "random", True, 3),
+    ],
+)
+def test_any_order_sampling_follows_the_joint(normalization, order, zeros, max_targets):
+    hmm, log_phi, tokens, known, g = window(normalization, seed=3, zeros=zeros)
+    sampler = functools.partial(circuits.sample_any_order, order=order, max_targets=max_targets, log_latent=g)
+    draws = jax.vmap(lambda k: sampler(hmm, log_phi, tokens, known, k))(keys())
+    case = Case.of(hmm, log_phi, tokens, known, g)
+    joint = case.token_distribution() if normalization == "global" else case.local_token_distribution()
+    assert draws.possible.all() and (draws.drawn == ~known).all()
+    assert_follows(draws.tokens, joint)
+    # The chain rule: whatever the order, the draws' log-probabilities add up to that of the sequence.
+    expected = np.log(joint[tuple(np.asarray(draws.tokens).T)])
+    np.testing.assert_allclose(draws.log_probs.sum(-1), expected, atol=2e-5)
+
+
+def test_unconditional_and_evidence_sampling():
+    hmm, log_phi, tokens, known, g = window(seed=8)
+    flat = jnp.zeros_like(log_phi)
+    free = jax.vmap(lambda k: circuits.sample(hmm, k))(keys())
+    assert_follows(free, Case.of(hmm, flat, tokens, jnp.zeros_like(known)).token_distribution())
+    given = jax.vmap(lambda k: circuits.sample(hmm, k, tokens, known, g))(keys())
+    assert_follows(given, Case.of(hmm, flat, tokens, known, g).token_distribution())
+
+
+@pytest.mark.parametrize("order", ["confidence", "margin", "entropy"])
+def test_any_order_greedy_equals_a_plain_loop(order):
+    hmm, log_phi, tokens, known, g = window(seed=4)
+    got = circuits.sample_any_order(
+        hmm, log_phi, tokens, known, jax.random.key(0), order=order, temperature=0.0, log_latent=g
+    )
+    x, seen = np.array(tokens), np.array(known)
+    for rank in range(3):
+        rows = Case.of(hmm, log_phi, x, seen, g).conditionals()
+        sure = np.asarray(priorities(jnp.log(jnp.asarray(rows, jnp.float32)), order))
+        t = int(np.argmax(np.where(seen, -np.inf, sure)))
+        x[t], seen[t] = rows[t].argmax(), True
+        assert got.ranks[t] == rank
+        p = rows[t].max()
+        np.testing.assert_allclose(got.scores[t], np.log(p / (1 - p)), atol=1e-4)
+    np.testing.assert_array_equal(got.tokens, x)
+
+
+def test_any_order_draws_only_targets_and_so_many():
+    hmm, log_phi, tokens, known, _ = window(seed=4)
+    targets = jnp.array([True, False, True, True])
+    key = jax.random.key(1)
+    both = circuits.sample_any_order(hmm, log_phi, tokens, known, key, targets)
+    np.testing.assert_array_equal(both.drawn, [True, False, False, True])
+    np.testing.assert_array_equal(both.tokens[1:3], tokens[1:3])
+    assert sorted(np.asarray(both.ranks).tolist()) == [0, 1, 4, 4]
+    one = circuits.sample_any_order(hmm, log_phi, tokens, known, key, targets, 1, max_targets=2)
+    assert one.drawn.sum() == 1 and both.ranks[jnp.argmax(one.drawn)] == 0
+    none = circuits.sample_any_order(hmm, log_phi, tokens, known, key, targets, 0)
+    np.testing.assert_array_equal(none.tokens, tokens)
+    assert not none.drawn.any() and none.possible
+
+
+def test_any_order_batches_with_different_counts_equal_single_windows():
+    hmm, log_phi, tokens, known, _ = window(seed=6)
+    batch = jax.random.split(jax.random.key(2), 5)
+    counts = jnp.array([0, 1, 2, 3, 3])
+    sampler = functools.partial(circuits.sample_any_order, hmm, log_phi, tokens, known)
+    together = jax.vmap(lambda k, n: sampler(k, None, n))(batch, counts)
+    for i in range(5):
+        alone = sampler(batch[i], None, counts[i])
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b[i], rtol=1e-5, atol=1e-5), alone, together)  # noqa: B023
+
+
+def test_any_order_accepts_its_own_draw_and_order():
+    hmm, log_phi, tokens, known, _ = window(seed=6)
+
+    def worst(key, row):
+        return jnp.argmin(row), -row.min()
+
+    got = circuits.sample_any_order(
+        hmm, log_phi, tokens, known, jax.random.key(0), order=lambda rows: jnp.arange(4.0), draw=worst
+    )
+    np.testing.assert_array_equal(got.ranks, [2, 1, 4, 0])
+    np.testing.assert_allclose(got.scores[3], -got.log_probs[3])
+
+
+def test_impossible_evidence_draws_nothing():
+    hmm, log_phi, tokens, known, _ = window(zeros=True)
+    tokens, known = jnp.array([2, 0, 2, 0]), jnp.array([True, True, False, False])  # 2 then 0 then anything is possible
+    hmm = hmm.replace(transition=jnp.eye(3), emission=jnp.eye(3))
+    assert circuits.log_partition(hmm, log_phi, tokens, known) == -jnp.inf
+    got = circuits.sample_any_order(hmm, log_phi, tokens, known, jax.random.key(0))
+    assert not got.possible and not got.drawn.any()
+    np.testing.assert_array_equal(got.tokens, tokens)
+    latents = circuits.sample_latents(hmm, log_phi, tokens, known, jax.random.key(0))
+    assert (latents >= 0).all() and (latents < 3).all()
+    assert not circuits.posterior_marginals(hmm, log_phi, tokens, known).any()
+
+
+def test_unknown_order_is_refused():
+    hmm, log_phi, tokens, known, _ = window()
+    with pytest.raises(ValueError, match="sideways"):
+        circuits.sample_any_order(hmm, log_phi, tokens, known, jax.random.key(0), order="sideways")
