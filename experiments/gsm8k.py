@@ -55,8 +55,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 raise ValueError(
                     f"{listed} without a model; give --llada_ckpt or --dream_ckpt, or no flag for the demo"
                 )
-            run_demo(args.output_dir, args.problems, args.seed)
-            return
+            # Flags that were not given keep the demo's own defaults.
+            return run_demo([word for name in sorted(given) for word in (f"--{name}", str(getattr(args, name)))])
         if args.problems is not None:
             raise ValueError("--problems counts the demo's problems, which run without a model; use --limit")
         options = read_options(args, PRESET)
@@ -64,15 +64,15 @@ def main(argv: Sequence[str] | None = None) -> None:
             show_prompt(options, args.prompt)
         else:
             run_gsm8k(options)
-    except (ValueError, OSError, NotImplementedError) as error:
+    except (ValueError, OSError, NotImplementedError, FloatingPointError) as error:
         parser.error(str(error))
 
 
-def run_demo(output_dir: str, problems: int | None, seed: int) -> None:
-    """The embedded demo."""
+def run_demo(argv: Sequence[str]) -> None:
+    """The embedded demo, which says of itself what it is."""
     from experiments import demo
 
-    demo.run_demo(output_dir, **({} if problems is None else {"problems": problems}), seed=seed)
+    demo.main(argv)
 
 
 def run_gsm8k(options: Options) -> None:

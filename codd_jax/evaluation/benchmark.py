@@ -9,17 +9,23 @@ import jax
 from codd_jax import sharding
 from codd_jax.backbones.config import BackboneConfig, check_length, config_from_huggingface
 from codd_jax.evaluation.harness import Evaluation, evaluate
-from codd_jax.evaluation.options import Options, flags_named, is_bundle
+from codd_jax.evaluation.options import Options, flags_named
 from codd_jax.evaluation.presets import TaskPreset
 from codd_jax.evaluation.problems import find_problems, load_task
 from codd_jax.evaluation.provenance import identify
 from codd_jax.evaluation.results import ResultsFolder
-from codd_jax.io import hub
+from codd_jax.io import checkpoint, hub
+from codd_jax.io import circuit as circuits
+from codd_jax.model import CoDD
 from codd_jax.tokenizer import TOKENIZER_FILES, encode_text, load_tokenizer
+
+# What says enough of a checkpoint to refuse it; circuits are small, and needed whole.
+_ABOUT = ("config.json", "codd.json", *TOKENIZER_FILES)
+_SMALL_FILES = (*_ABOUT, *(f"backbone/{name}" for name in _ABOUT), "*.jpc", "circuit.*", "circuit/**")
 
 
 @dataclasses.dataclass(frozen=True)
-class Checkpoint:
+class Checked:
     """What a checkpoint says of itself without its weights."""
 
     config: BackboneConfig
@@ -28,7 +34,7 @@ class Checkpoint:
     decode: Any
 
 
-def inspect(options: Options, **preset_changes: Any) -> Checkpoint:
+def inspect(options: Options, **preset_changes: Any) -> Checked:
     """Opens configuration, tokenizer and the circuit's description, and checks them against the options.
 
     Args:
@@ -39,13 +45,10 @@ def inspect(options: Options, **preset_changes: Any) -> Checkpoint:
       ValueError: a checkpoint of another family, no chat template, a circuit for another backbone or another window.
       FileNotFoundError, PermissionError, ConnectionError: from `io.hub.resolve`.
     """
-    from codd_jax.io.circuit import describe
-
-    patterns = ["config.json", "codd.json", *TOKENIZER_FILES]
-    folder = hub.resolve(options.checkpoint, allow_patterns=[*patterns, *(f"backbone/{name}" for name in patterns)])
-    bundle = is_bundle(folder)
-    circuit = options.circuit or (folder / "circuit" if bundle else None)
-    folder = folder / "backbone" if bundle else folder
+    folder, own_circuit = checkpoint.parts(hub.resolve(options.checkpoint, allow_patterns=_SMALL_FILES))
+    if folder is None:
+        raise ValueError(f"{options.checkpoint} is a circuit; give it as --pc_ckpt, and a backbone beside it")
+    circuit = options.circuit or own_circuit
     options.require_circuit(circuit is not None)
     config = config_from_huggingface(folder)
     if config.family != options.family:
@@ -59,7 +62,7 @@ def inspect(options: Options, **preset_changes: Any) -> Checkpoint:
             f"{options.checkpoint} has no chat template, and the benchmarks ask in chats; put the instruct model's "
             "chat_template.jinja, or a tokenizer_config.json that has one, into its folder"
         )
-    about = describe(circuit) if circuit is not None else None
+    about = circuits.describe(circuit) if circuit is not None else None
     decode = options.decode_config(about.length if about else None, **preset_changes)
     with flags_named():
         decode.validate_against(
@@ -69,13 +72,11 @@ def inspect(options: Options, **preset_changes: Any) -> Checkpoint:
             circuit_vocab_size=about.vocab_size if about else None,
             circuit_mask_id=about.mask_id if about else None,
         )
-    return Checkpoint(config, tokenizer, about.length if about else None, decode)
+    return Checked(config, tokenizer, about.length if about else None, decode)
 
 
-def load_model(options: Options) -> Any:
+def load_model(options: Options) -> CoDD:
     """The model with its weights on the devices."""
-    from codd_jax.model import CoDD
-
     return CoDD.from_pretrained(
         options.checkpoint,
         circuit=options.circuit,
@@ -98,11 +99,11 @@ def run_benchmark(options: Options, preset: TaskPreset, *, progress: bool = True
     """
     problems = find_problems(preset, options.data, options.num_shot) if options.data else None
     sharding.make_mesh(options.mesh)
-    checkpoint = inspect(options)
+    checked = inspect(options)
     task = load_task(preset, problems, options.num_shot)
     evaluation = Evaluation(
         preset=preset,
-        decode=checkpoint.decode,
+        decode=checked.decode,
         num_shot=options.num_shot,
         limit=options.limit,
         seed=options.seed,
@@ -118,15 +119,15 @@ def run_benchmark(options: Options, preset: TaskPreset, *, progress: bool = True
     )
     folder = pathlib.Path(options.output_dir).expanduser() / options.run_name(preset.name)
     ResultsFolder(folder, evaluation.settings(task))
-    _check_prompts(checkpoint, evaluation, task)
+    _check_prompts(checked, evaluation, task)
     evaluate(load_model(options), evaluation, task, folder, progress=progress)
     return folder
 
 
-def _check_prompts(checkpoint: Checkpoint, evaluation: Evaluation, task: Any) -> None:
+def _check_prompts(checked: Checked, evaluation: Evaluation, task: Any) -> None:
     """Warns of, or refuses, prompts that are too long for the model."""
     from codd_jax.evaluation.adapter import build_requests
 
-    requests = build_requests(task, checkpoint.tokenizer, evaluation.preset.system_prompt, evaluation.limit)
-    longest = max(len(encode_text(checkpoint.tokenizer, request.args[0])) for request in requests)
-    check_length(checkpoint.config, longest + checkpoint.decode.gen_length)
+    requests = build_requests(task, checked.tokenizer, evaluation.preset.system_prompt, evaluation.limit)
+    longest = max(len(encode_text(checked.tokenizer, request.args[0])) for request in requests)
+    check_length(checked.config, longest + checked.decode.gen_length)

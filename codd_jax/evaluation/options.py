@@ -3,8 +3,6 @@
 import argparse
 import contextlib
 import dataclasses
-import json
-import os
 import pathlib
 import re
 from typing import Any
@@ -128,18 +126,17 @@ def read_options(args: argparse.Namespace, preset: TaskPreset) -> Options:
         circuit_flags=tuple(name for name in _CIRCUIT_FLAGS if getattr(args, name) not in (None, "none")),
         **{name: getattr(args, name) for name in _TAKEN_AS_THEY_ARE},
     )
-    if pathlib.Path(checkpoint).exists():
-        options.require_circuit(options.circuit is not None or is_bundle(checkpoint))
+    if options.circuit_flags and options.circuit is None and pathlib.Path(checkpoint).exists():
+        options.require_circuit(_has_own_circuit(checkpoint))
     options.decode_config()
     return options
 
 
-def is_bundle(source: str | os.PathLike) -> bool:
-    """Whether a local folder holds backbone and circuit together, as `CoDD.save_pretrained` writes them."""
-    try:
-        return json.loads((pathlib.Path(source) / "codd.json").read_text(encoding="utf-8")).get("kind") == "bundle"
-    except (OSError, ValueError, AttributeError):
-        return False
+def _has_own_circuit(folder: str) -> bool:
+    """Whether a local folder holds a circuit beside its backbone, as `CoDD.save_pretrained` writes them."""
+    from codd_jax.io.checkpoint import parts
+
+    return parts(folder)[1] is not None
 
 
 def _choose_checkpoint(args: argparse.Namespace) -> tuple[str, str]:

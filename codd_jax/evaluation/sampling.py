@@ -130,7 +130,7 @@ class Sampler:
             self.decode,
             seed=seed,
             batch_size=self.batch_size,
-            stop_strings=list(until) or None,
+            stop_strings=until,
         )
         seconds = time.perf_counter() - started
         # A tokenizer may decode special tokens; none of them is part of an answer.

@@ -82,7 +82,7 @@ def test_nothing_after_a_stop_string_or_eos_is_scored(task, tmp_path):
         summary = evaluate(model, setup(seed=seed), task, tmp_path / str(seed), progress=False)
         assert summary["accuracy"] == 1.0
         assert all("99" not in sample["text"] for sample in read_samples(tmp_path / str(seed)))
-    assert model.calls[0]["stop_strings"] == ["Question:", "</s>", "<|im_end|>"]
+    assert model.calls[0]["stop_strings"] == ("Question:", "</s>", "<|im_end|>")
 
 
 def test_prompts_are_sorted_and_repeated_prompts_get_their_own_seed(task, tmp_path):

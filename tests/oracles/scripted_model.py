@@ -56,11 +56,12 @@ class ScriptedModel:
         self,
         prompts: Sequence[Sequence[int]],
         config: Any,
+        *,
         seed: int = 0,
-        batch_size: int | None = None,
-        progress: bool = False,
+        batch_size: int = 8,
         system: str | None = None,
-        stop_strings: Sequence[str] | None = None,
+        stop_strings: Sequence[str] = (),
+        progress: bool = False,
     ) -> Generated:
         """As CoDD.generate, from the script."""
         if len(self.calls) == self._die_at_call:
