@@ -109,7 +109,10 @@ def family_of(config_json: Mapping[str, Any], where: str = "config.json") -> str
     """Name the family ("llada" or "dream") of a HuggingFace config, or raise ValueError naming the architecture."""
     model_type = str(config_json.get("model_type") or "")
     architectures = [str(name) for name in config_json.get("architectures") or ()]
-    names = {"llada": {"LLaDAModelLM", "LLaDAModel"}, "dream": {"DreamModel", "DreamForDiffusionLM"}}
+    names = {
+        "llada": {"LLaDAModelLM", "LLaDAModel", "CoddLlada"},  # Codd*: saved together with a circuit by PyTorch-CoDD
+        "dream": {"DreamModel", "DreamForDiffusionLM", "CoddDream"},
+    }
     for family, known in names.items():
         if model_type.lower() == family and (not architectures or known & set(architectures)):
             return family
