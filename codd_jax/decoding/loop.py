@@ -75,8 +75,12 @@ def decode_blocks(
     *,
     hmm: HMM | None = None,
     mesh: jax.sharding.Mesh | None = None,
+    finished: Callable[[Canvas], np.ndarray] | None = None,
 ) -> Iterator[Canvas]:
-    """Yields the canvas after every block; arguments and errors as in `decode`."""
+    """Yields the canvas after every block; arguments and errors as in `decode`.
+
+    finished: asked after every block which rows [B] bool the caller has heard enough of; they are done.
+    """
     _check(strategy, numbers, hmm, num_blocks(canvas, strategy))
     if strategy.coupling == "none":
         hmm = None
@@ -93,6 +97,8 @@ def decode_blocks(
             room = next((room for room in _STRAY_ROOMS if room >= survey.strays), canvas.tokens.shape[-1])
             canvas = run_block(denoiser, params, canvas, strategy, numbers, hmm, strays=room)
             raise_if_bad(canvas)
+            if finished is not None:
+                canvas = canvas.replace(done=canvas.done | finished(canvas))
         yield canvas
 
 
