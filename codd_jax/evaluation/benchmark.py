@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -13,11 +14,11 @@ from codd_jax.evaluation.options import Options, flags_named
 from codd_jax.evaluation.presets import TaskPreset
 from codd_jax.evaluation.problems import find_problems, load_task
 from codd_jax.evaluation.provenance import identify
-from codd_jax.evaluation.results import ResultsFolder
+from codd_jax.evaluation.sampling import DeferredModel
 from codd_jax.io import checkpoint, hub
 from codd_jax.io import circuit as circuits
 from codd_jax.model import CoDD
-from codd_jax.tokenizer import TOKENIZER_FILES, encode_text, load_tokenizer
+from codd_jax.tokenizer import TOKENIZER_FILES, load_tokenizer
 
 # What says enough of a checkpoint to refuse it; circuits are small, and needed whole.
 _ABOUT = ("config.json", "codd.json", *TOKENIZER_FILES)
@@ -118,16 +119,10 @@ def run_benchmark(options: Options, preset: TaskPreset, *, progress: bool = True
         },
     )
     folder = pathlib.Path(options.output_dir).expanduser() / options.run_name(preset.name)
-    ResultsFolder(folder, evaluation.settings(task))
-    _check_prompts(checked, evaluation, task)
-    evaluate(load_model(options), evaluation, task, folder, progress=progress)
+
+    def load(prompt_lengths: Sequence[int]) -> CoDD:
+        check_length(checked.config, max(prompt_lengths) + checked.decode.gen_length)
+        return load_model(options)
+
+    evaluate(DeferredModel(checked.tokenizer, load), evaluation, task, folder, progress=progress)
     return folder
-
-
-def _check_prompts(checked: Checked, evaluation: Evaluation, task: Any) -> None:
-    """Warns of, or refuses, prompts that are too long for the model."""
-    from codd_jax.evaluation.adapter import build_requests
-
-    requests = build_requests(task, checked.tokenizer, evaluation.preset.system_prompt, evaluation.limit)
-    longest = max(len(encode_text(checked.tokenizer, request.args[0])) for request in requests)
-    check_length(checked.config, longest + checked.decode.gen_length)

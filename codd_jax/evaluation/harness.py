@@ -11,7 +11,7 @@ from typing import Any
 from codd_jax.evaluation.presets import TaskPreset
 from codd_jax.evaluation.provenance import environment
 from codd_jax.evaluation.results import ResultsFolder, wilson_interval
-from codd_jax.evaluation.sampling import Request, Sampler, TextModel
+from codd_jax.evaluation.sampling import DeferredModel, Request, Sampler, TextModel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,12 +56,17 @@ class Evaluation:
 
 
 def evaluate(
-    model: TextModel, evaluation: Evaluation, task: Any, output_dir: str | pathlib.Path, *, progress: bool = True
+    model: TextModel | DeferredModel,
+    evaluation: Evaluation,
+    task: Any,
+    output_dir: str | pathlib.Path,
+    *,
+    progress: bool = True,
 ) -> dict[str, Any]:
     """Runs a benchmark, or what is left of it, and writes its results.
 
     Args:
-      model: generates text; its tokenizer has a chat template.
+      model: generates text; its tokenizer has a chat template. A `DeferredModel` is loaded when it is needed.
       evaluation: what to run.
       task: from `problems.load_task`.
       output_dir: a folder for `settings.json`, `samples.jsonl` (a line a sample, appended as batches finish) and

@@ -61,22 +61,23 @@ class ResultsFolder:
           settings: everything that may change an answer or a score; compared with what the folder was made with.
 
         Raises:
-          ValueError: the folder was made with other settings (the message lists them), or a file in it is damaged.
+          ValueError: the samples in it were made with other settings (the message lists them), or a file is damaged.
         """
         self.path = pathlib.Path(path)
         self.samples: dict[Key, dict[str, Any]] = {}
         settings = json.loads(json.dumps(settings))
-        if (self.path / SETTINGS).is_file():
+        if not (self.path / SAMPLES).exists():
+            # Nothing was finished here, so whatever was intended may change.
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_json(self.path / SETTINGS, settings)
+        elif (self.path / SETTINGS).is_file():
             self._check_settings(settings)
             self._read_samples()
-        elif (self.path / SAMPLES).exists():
+        else:
             raise ValueError(
                 f"{self.path} holds {SAMPLES} without the {SETTINGS} that would say how they were made; choose another "
                 "--output_dir or --tag"
             )
-        else:
-            self.path.mkdir(parents=True, exist_ok=True)
-            write_json(self.path / SETTINGS, settings)
 
     def _check_settings(self, settings: Mapping[str, Any]) -> None:
         before = _read_json(self.path / SETTINGS)
@@ -90,8 +91,6 @@ class ResultsFolder:
 
     def _read_samples(self) -> None:
         file = self.path / SAMPLES
-        if not file.exists():
-            return
         content = file.read_bytes()
         whole = content.rfind(b"\n") + 1
         if whole < len(content):

@@ -24,6 +24,19 @@ class TextModel(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
+class DeferredModel:
+    """A model whose weights are loaded when there is something to ask it, and the questions have been looked at.
+
+    Attributes:
+      tokenizer: of the model.
+      load: the prompts' numbers of tokens → the model; raises if they do not fit.
+    """
+
+    tokenizer: Any
+    load: Callable[[Sequence[int]], TextModel]
+
+
+@dataclasses.dataclass(frozen=True)
 class Request:
     """One prompt to answer.
 
@@ -66,7 +79,7 @@ class Sampler:
     """Answers requests with a model, one batch after the other, and skips those that a results folder holds.
 
     Attributes:
-      model: generates.
+      model: generates; one that is deferred is loaded only if the folder does not hold every answer.
       decode: the model's decoding configuration.
       folder: holds finished samples and takes new ones.
       score: request, text → `metric,filter` → value.
@@ -76,7 +89,7 @@ class Sampler:
       progress: show a bar with running accuracy and tokens/s.
     """
 
-    model: TextModel
+    model: TextModel | DeferredModel
     decode: Any
     folder: ResultsFolder
     score: Callable[[Request, str], Mapping[str, float]]
@@ -100,10 +113,13 @@ class Sampler:
             # One seed a call, and one set of stop strings.
             _numbered([(repeats[index], requests[index].until) for index in open_requests]),
         )
+        model = self.model
+        if open_requests and isinstance(model, DeferredModel):
+            model = model.load([len(prompts[index]) for index in open_requests])
         with self._bar(requests, len(requests) - len(open_requests)) as bar:
             for batch in batches:
                 rows = [open_requests[position] for position in batch]
-                self._run_batch(requests, prompts, rows, answer_seed(self.seed, repeats[rows[0]]))
+                self._run_batch(model, requests, prompts, rows, answer_seed(self.seed, repeats[rows[0]]))
                 bar.update(len(rows))
                 bar.set_postfix_str(self._state(requests))
         return [self.folder.samples[request.doc_id, request.repeat]["text"] for request in requests]
@@ -120,12 +136,17 @@ class Sampler:
         return True
 
     def _run_batch(
-        self, requests: Sequence[Request], prompts: Sequence[Sequence[int]], rows: Sequence[int], seed: int
+        self,
+        model: TextModel,
+        requests: Sequence[Request],
+        prompts: Sequence[Sequence[int]],
+        rows: Sequence[int],
+        seed: int,
     ) -> None:
         """Generates, scores and records the rows of one batch."""
         until = requests[rows[0]].until
         started = time.perf_counter()
-        out = self.model.generate(
+        out = model.generate(
             [list(prompts[row]) for row in rows],
             self.decode,
             seed=seed,

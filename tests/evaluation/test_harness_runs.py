@@ -7,6 +7,7 @@ import pytest
 
 from codd_jax.evaluation import TASKS, Evaluation, evaluate, find_problems, load_task
 from codd_jax.evaluation.adapter import HarnessModel, build_requests, score
+from codd_jax.evaluation.sampling import DeferredModel
 from tests.oracles.scripted_model import ScriptedDecoding, ScriptedModel, byte_tokenizer
 from tests.oracles.word_problems import QUESTIONS
 
@@ -126,6 +127,21 @@ def test_a_larger_limit_continues_a_smaller_one(task, tmp_path):
     second = evaluate(model, setup(limit=5), task, tmp_path / "run", progress=False)
     assert (first["total"], second["total"]) == (2, 5)
     assert sum(call["rows"] for call in model.calls) == 3
+
+
+def test_a_deferred_model_is_loaded_once_its_prompts_are_known_and_only_if_needed(task, tmp_path):
+    loads = []
+    model = ScriptedModel(perfect)
+
+    def load(lengths):
+        loads.append(sorted(lengths))
+        return model
+
+    deferred = DeferredModel(model.tokenizer, load)
+    for _ in range(2):
+        summary = evaluate(deferred, setup(), task, tmp_path / "run", progress=False)
+        assert summary["accuracy"] == 1.0
+    assert loads == [sorted(length for call in model.calls for length in call["lengths"])]
 
 
 def test_other_settings_are_refused_by_name(task, tmp_path):

@@ -70,6 +70,13 @@ def test_folder_keeps_samples_and_drops_a_torn_line(tmp_path):
     assert file.read_bytes() == whole
 
 
+def test_a_folder_without_samples_takes_new_settings(tmp_path):
+    ResultsFolder(tmp_path / "run", {"seed": 0})
+    ResultsFolder(tmp_path / "run", {"seed": 1}).append([record(0)])
+    with pytest.raises(ValueError, match="seed: 1 → 0"):
+        ResultsFolder(tmp_path / "run", {"seed": 0})
+
+
 def test_folder_refuses_damage_and_foreign_files(tmp_path):
     ResultsFolder(tmp_path / "run", {}).append([record(0), record(1)])
     file = tmp_path / "run" / "samples.jsonl"
