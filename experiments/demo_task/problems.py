@@ -15,7 +15,7 @@ NAMES = ("Tom", "Anna", "Ben", "Clara", "David", "Emma", "Felix", "Grace", "Henr
 ITEMS = ("apples", "books", "cards", "coins", "eggs", "marbles", "pencils", "shells", "stamps", "stickers")
 BOXES = ("bags", "baskets", "boxes", "jars")
 
-# Question templates by operation; {x} is the person, {y} another one, {i} the items, {k} containers, {a} {b} {c} numbers.
+# Question templates by operation: {x} is the person, {y} another one, {i} the items, {k} boxes, {a} {b} {c} numbers.
 QUESTIONS: dict[str, tuple[str, ...]] = {
     "add": (
         "{x} has {a} {i} and buys {b} more. How many {i} does {x} have?",
@@ -109,7 +109,7 @@ class Problem:
 
     @property
     def held_out(self) -> bool:
-        """Whether the problem belongs to the test split; decided by a hash of its question, so the splits are disjoint."""
+        """Whether the problem is of the test split: a hash of its question decides, so the splits are disjoint."""
         return zlib.crc32(self.question.encode()) % _HELD_OUT_SHARE == 0
 
 

@@ -29,19 +29,19 @@ CHAT_TEMPLATE = (
 # Common English, so that prompts of other tasks take a few hundred tokens rather than a few thousand.
 _COMMON_WORDS = """
 a about after again all also am amount an and any are at away back bag be been before below best between bill both
-bought box boy but by buy call came can car cat change children city class cost could cut day days did different do does
-dog dollars done down during each eat end enough equal every far father feet few find first five fish flowers food for
-four free friend friends from fruit full game gave get girl give go goes good got group had half has have he help helpful
-her here high him his home hour hours house how if in inches into is it its job keep kids large last left less
-let life like line little long look lost made make man many may me mean miles minute minutes money month more morning
-most mother move much must my name need never new next night no not now number of off old on once one only or order
-other our out over own page paid paper part party pay people per pets place play point price problem put question
-ran read red rest right room rows run same saved saw school second see sell set she should show shop side six small so
-sold some spend start step still store students such take ten than that the their them then there these they thing
-third this those three time times to today together told too took total town tree trees trip turn twice two
+bought box boy but by buy call came can car cat change children city class cost could cut day days did different do
+does dog dollars done down during each eat end enough equal every far father feet few find first five fish flowers
+food for four free friend friends from fruit full game gave get girl give go goes good got group had half has have he
+help helpful her here high him his home hour hours house how if in inches into is it its job keep kids large last left
+less let life like line little long look lost made make man many may me mean miles minute minutes money month more
+morning most mother move much must my name need never new next night no not now number of off old on once one only or
+order other our out over own page paid paper part party pay people per pets place play point price problem put
+question ran read red rest right room rows run same saved saw school second see sell set she should show shop side six
+small so sold some spend start step still store students such take ten than that the their them then there these they
+thing third this those three time times to today together told too took total town tree trees trip turn twice two
 under until up us use used very walk want was water way we week weeks well went were what when where which while white
 who whole why will with work would write year years yes yesterday you your assistant answer reasoning
-""".split()
+"""
 
 
 def _demo_texts() -> list[str]:
@@ -69,7 +69,7 @@ def vocabulary() -> list[str]:
     characters = [chr(code) for code in range(32, 127)]
     numbers = [f" {number}" for number in range(problems.LARGEST_NUMBER + 1)]
     pieces = {piece for text in _demo_texts() for piece in re.findall(_PIECES, text)}
-    words = sorted(pieces | {f" {word}" for word in _COMMON_WORDS})
+    words = sorted(pieces | {f" {word}" for word in _COMMON_WORDS.split()})
     return list(dict.fromkeys([*SPECIALS, *bytes_, *characters, *numbers, *words]))
 
 

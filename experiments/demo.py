@@ -1,0 +1,185 @@
+"""The embedded demo: `python -m experiments.demo`; `--train` makes its backbone and circuit anew.
+
+The problems, the backbone (about a million weights) and the circuit are this project's own, trained on nothing but
+the generator in `experiments.demo_task`: the demo shows what coupling does, not how well a language model reasons.
+"""
+
+import argparse
+import pathlib
+import time
+from collections.abc import Sequence
+from itertools import islice
+from typing import Any
+
+from tqdm import tqdm
+
+from codd_jax import CoDD, DecodeConfig
+from codd_jax.evaluation import wilson_interval
+from codd_jax.generation import Generation
+from experiments.demo_task.data import WINDOW
+from experiments.demo_task.problems import Grade, Problem, grade, sample_problems
+from experiments.demo_task.report import (
+    METHODS,
+    example_text,
+    markdown_table,
+    save_report,
+    summary_line,
+    verdict,
+)
+
+BUNDLE = pathlib.Path(__file__).parent / "demo_task" / "bundle"
+STEPS = (1, 2, 4, 8, 16, 32)
+COUPLINGS = {"backbone": "none", "codd": "latent", "any_order": "any_order"}
+
+
+def run_demo(
+    output_dir: str | pathlib.Path = "runs/demo",
+    problems: int = 200,
+    seed: int = 0,
+    batch_size: int = 200,
+    steps: Sequence[int] = STEPS,
+    bundle: str | pathlib.Path = BUNDLE,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Decode held-out problems with the backbone alone, with CoDD and with any-order sampling; save table and plot.
+
+    Args:
+      output_dir: gets table.json, table.md and plot.png.
+      problems: how many held-out problems; seed: which ones, and the seed of decoding.
+      batch_size: rows decoded together; no answer depends on it.
+      steps: denoising steps for the window of 32 tokens.
+      bundle: folder with backbone, tokenizer and circuit.
+      progress: show a bar.
+
+    Returns:
+      What table.json holds: `rows` with method, steps, solved and its 95 % interval, answer_right, coherent,
+      tokens_per_forward and seconds; `compile_seconds`, `total_seconds`; `example`, one problem side by side.
+    """
+    if problems < 1 or not steps:
+        raise ValueError(f"{problems} problems at {len(steps)} numbers of steps: there must be at least one of each")
+    began = time.perf_counter()
+    model = CoDD.from_pretrained(bundle, circuit=bundle, dtype="float32")
+    drawn = list(islice(sample_problems(seed, held_out=True), problems))
+    rows, answers, compile_seconds = [], {}, 0.0
+    with tqdm(total=len(COUPLINGS) * len(steps), desc="decoding", unit="run", disable=not progress) as bar:
+        for method in COUPLINGS:
+            bar.set_postfix_str(f"{METHODS[method]}: compiling")
+            start = time.perf_counter()
+            _answer(model, drawn[:batch_size], method, 1, seed, batch_size)
+            compile_seconds += time.perf_counter() - start
+            for count in steps:
+                bar.set_postfix_str(f"{METHODS[method]}, {count} steps")
+                row, answers[method, count] = _measure(model, drawn, method, count, seed, batch_size)
+                rows.append(row)
+                bar.update()
+    result = {
+        "problems": problems,
+        "seed": seed,
+        "steps": list(steps),
+        "rows": rows,
+        "example": _example(drawn, answers, steps),
+        "compile_seconds": round(compile_seconds, 2),
+        "total_seconds": round(time.perf_counter() - began, 2),
+    }
+    save_report(result, pathlib.Path(output_dir))
+    return result
+
+
+def decode_config(method: str, steps: int) -> DecodeConfig:
+    """How the demo decodes: greedy, the whole window as one block; the circuit, where used, always and with τ = 1."""
+    if method not in COUPLINGS:
+        raise ValueError(f"method is {method!r}; known are {', '.join(COUPLINGS)}")
+    return DecodeConfig(
+        steps=steps,
+        gen_length=WINDOW,
+        block_length=WINDOW,
+        coupling=COUPLINGS[method],
+        pc_temperature=1.0,
+        pc_frac=None,
+    )
+
+
+def _answer(model: CoDD, problems: list[Problem], method: str, steps: int, seed: int, batch_size: int) -> Generation:
+    """The problems' questions as chat messages, answered by one method."""
+    questions = [problem.question for problem in problems]
+    return model.generate(questions, decode_config(method, steps), seed=seed, batch_size=batch_size)
+
+
+def _measure(
+    model: CoDD, problems: list[Problem], method: str, steps: int, seed: int, batch_size: int
+) -> tuple[dict[str, Any], list[tuple[str, Grade]]]:
+    """One cell of the table, and every problem's text with its grade."""
+    start = time.perf_counter()
+    generation = _answer(model, problems, method, steps, seed, batch_size)
+    seconds = time.perf_counter() - start
+    graded = [(text.strip(), grade(problem, text)) for problem, text in zip(problems, generation.text, strict=True)]
+    grades = [result for _, result in graded]
+    solved = sum(result.solved for result in grades)
+    low, high = wilson_interval(solved, len(problems))
+    row = {
+        "method": method,
+        "steps": steps,
+        "solved": solved / len(problems),
+        "solved_low": low,
+        "solved_high": high,
+        "answer_right": sum(result.answer_right for result in grades) / len(problems),
+        "coherent": sum(result.coherent for result in grades) / len(problems),
+        "tokens_per_forward": generation.tokens_per_forward,
+        "seconds": round(seconds, 2),
+    }
+    return row, graded
+
+
+def _example(
+    problems: list[Problem], answers: dict[tuple[str, int], list[tuple[str, Grade]]], steps: Sequence[int]
+) -> dict[str, Any] | None:
+    """The first problem that the backbone alone answers in mixed phrasings at the fewest steps, or None."""
+    count = min(steps)
+    mixed = [row for row, (_, result) in enumerate(answers["backbone", count]) if not result.coherent]
+    if not mixed:
+        return None
+    first = mixed[0]
+    shown = {method: answers[method, count][first] for method in COUPLINGS}
+    return {
+        "question": problems[first].question,
+        "steps": count,
+        "count": len(mixed),
+        "answers": {method: {"text": text, "verdict": verdict(result)} for method, (text, result) in shown.items()},
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--problems", type=int, default=200, help="held-out problems to decode")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--batch_size", type=int, default=200)
+    parser.add_argument("--steps", type=int, nargs="+", default=STEPS)
+    parser.add_argument("--output_dir", type=pathlib.Path, default=pathlib.Path("runs/demo"))
+    parser.add_argument(
+        "--bundle", type=pathlib.Path, default=BUNDLE, help="backbone, tokenizer and circuit to decode with"
+    )
+    parser.add_argument("--train", action="store_true", help="train backbone and circuit instead of decoding")
+    parser.add_argument(
+        "--output", type=pathlib.Path, default=pathlib.Path("runs/demo_bundle"), help="where --train writes"
+    )
+    options = parser.parse_args(arguments)
+    if options.train:
+        from experiments.demo_task.train import Recipe, train_bundle
+
+        train_bundle(options.output, Recipe(seed=options.seed))
+        print(
+            f"trained bundle: {options.output} (decode with it: python -m experiments.demo --bundle {options.output})"
+        )
+        return
+    print("Built-in demo: generated word problems, a backbone of a million weights, a circuit of 64 states.")
+    result = run_demo(
+        options.output_dir, options.problems, options.seed, options.batch_size, options.steps, options.bundle
+    )
+    print(f"\n{summary_line(result)}\n\n{markdown_table(result)}\n\n{example_text(result)}\n")
+    print(f"{result['total_seconds']:.0f} s in all, {result['compile_seconds']:.0f} s of them compilation")
+    print(f"table and plot: {options.output_dir}")
+
+
+if __name__ == "__main__":
+    main()
