@@ -73,10 +73,14 @@ def project(x: jax.Array, weight: jax.Array, out_dtype: jnp.dtype | None = None)
 
 
 def rotary_table(length: int, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
-    """Cosines and sines [length, head_dim // 2] in float32 of the rotary angles (arXiv:2104.09864) of 0..length-1."""
+    """Factors [length, head_dim] in float32 for `rotate` (arXiv:2104.09864) at positions 0..length-1.
+
+    Cosines of the angles, and sines with the sign that their half of the channels takes.
+    """
     frequency = 1.0 / theta ** (jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     angle = jnp.arange(length, dtype=jnp.float32)[:, None] * frequency
-    return jnp.cos(angle), jnp.sin(angle)
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    return jnp.concatenate([cos, cos], axis=-1), jnp.concatenate([-sin, sin], axis=-1)
 
 
 def rotate(x: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Array:
@@ -86,5 +90,4 @@ def rotate(x: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Array:
     to the model's dtype gives Dream's. The result has the dtype of x.
     """
     cos, sin = (part[:, None, :] for part in table)
-    first, second = jnp.split(x, 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+    return (x * cos + jnp.roll(x, x.shape[-1] // 2, axis=-1) * sin).astype(x.dtype)

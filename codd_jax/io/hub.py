@@ -46,7 +46,7 @@ def resolve(
             **arguments,
         )
     except Exception as error:
-        explained = _explain(error, name, revision, local_files_only)
+        explained = explain(error, name, revision, local_files_only)
         if explained is None:
             raise
         raise explained from error
@@ -56,7 +56,9 @@ def resolve(
     return folder
 
 
-def _explain(error: Exception, name: str, revision: str | None, local_files_only: bool) -> Exception | None:
+def explain(
+    error: Exception, name: str, revision: str | None = None, local_files_only: bool = False
+) -> Exception | None:
     """The hub's exception in the user's terms, or None for one that is none of the known kinds."""
     page = f"https://huggingface.co/{name}"
     at = f" at revision {revision!r}" if revision else ""

@@ -27,8 +27,8 @@ _INDEX = "model.safetensors.index.json"
 class TensorSource(Protocol):
     """Anything that hands out named tensors one by one: a checkpoint folder, or one with an adapter merged in.
 
-    A source may also have `read_slice(name, index)`, which reads only the part that a tuple of slices selects; sharded
-    loading then reads no more than each device needs.
+    A source may also have `read_slice(name, index)`, which reads only the part that a tuple of slices selects (sharded
+    loading then reads no more than each device needs), or `place(name, sharding)`, which puts the tensor on devices.
     """
 
     def names(self) -> set[str]:
