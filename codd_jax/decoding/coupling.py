@@ -10,7 +10,17 @@ import jax.numpy as jnp
 from codd_jax import circuits
 from codd_jax.circuits import HMM
 from codd_jax.decoding import randomness
+from codd_jax.decoding.proposals import draw_token
 from codd_jax.decoding.strategy import Numbers, Strategy
+
+# What any-order sampling calls the rankings that it chooses positions by.
+_ORDERS = {
+    "low_confidence": "confidence",
+    "topprob": "confidence",
+    "margin": "margin",
+    "entropy": "entropy",
+    "random": "random",
+}
 
 
 class Window(NamedTuple):
@@ -72,7 +82,7 @@ def latent_logits(
     log_phi = potentials(logits, window, strategy, numbers)
     known = window.inside & ~window.masked
     leaf = circuits.leaf_values(hmm, log_phi, window.tokens, known)
-    keys = jax.vmap(jax.random.fold_in)(randomness.purpose_keys(keys, randomness.LATENT), window.start)
+    keys = randomness.position_keys(keys, window.start, randomness.LATENT)
     path, log_z = jax.vmap(circuits.sample_latents_and_partition, in_axes=(None, 0, 0))(hmm, leaf, keys)
     coupled = jax.vmap(circuits.latent_logits, in_axes=(None, 0, 0))(hmm, log_phi, path)
     if strategy.pc_temperature_on == "coupled":
@@ -100,7 +110,25 @@ def any_order_draw(
     Returns:
       token [B, T] int32, the positions that were chosen [B, T] bool, and where it failed [B] bool.
     """
-    raise NotImplementedError
+    log_phi = potentials(logits, window, strategy, numbers)
+    known = window.inside & ~window.masked
+    leaf = circuits.leaf_values(hmm, log_phi, window.tokens, known)
+    keys = randomness.position_keys(keys, window.start, randomness.ANY_ORDER)
+    sharpness = _tau(numbers) if strategy.pc_temperature_on == "coupled" else jnp.float32(1.0)
+
+    def draw(key, log_probs):
+        token = draw_token(log_probs / sharpness, key, numbers)
+        return token, log_probs[token]
+
+    def one(log_phi, tokens, known, key, targets, count, leaf):
+        order = _ORDERS[strategy.remasking]
+        return circuits.sample_any_order(
+            hmm, log_phi, tokens, known, key, targets, count, order=order, draw=draw, leaf=leaf
+        )
+
+    count = jnp.where(use, count, 0)
+    drawn = jax.vmap(one)(log_phi, window.tokens, known, keys, targets, count, leaf)
+    return drawn.tokens, drawn.drawn, use & ~drawn.possible
 
 
 def _tau(numbers: Numbers) -> jax.Array:

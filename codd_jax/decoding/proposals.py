@@ -62,6 +62,14 @@ def _draw(logits, positions, keys, strategy: Strategy, numbers: Numbers) -> tupl
     return token, ranking_key(strategy.remasking, scored, token)
 
 
+def draw_token(logits: jax.Array, key: jax.Array, numbers: Numbers) -> jax.Array:
+    """[] int32: one token from logits [V], tempered and filtered; the best one at temperature 0."""
+    warm = numbers.temperature > 0
+    tempered = filter_logits(logits / jnp.where(warm, numbers.temperature, 1.0), numbers.top_p, numbers.top_k)
+    noise = jax.random.gumbel(key, logits.shape, jnp.float32)
+    return best_token(tempered + jnp.where(warm, noise, 0.0))[1]
+
+
 def propose_in_chunks(read, positions: jax.Array, keys: jax.Array, strategy: Strategy, numbers: Numbers) -> Proposal:
     """`propose` for many positions [B, P] without ever holding the logits of more than `CHUNK` of them.
 

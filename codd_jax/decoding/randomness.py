@@ -1,4 +1,4 @@
-"""Where randomness comes from: a key per row, step and purpose, and from it one draw per absolute position.
+"""Where randomness comes from: a key per row and step, and from it one draw per purpose and absolute position.
 
 A draw therefore depends neither on batch mates, nor on padding, nor on which positions share a program.
 """
@@ -6,8 +6,11 @@ A draw therefore depends neither on batch mates, nor on padding, nor on which po
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 
 TOKEN, ORDER, LATENT, ANY_ORDER = range(4)
+# Purpose and position share one word: positions stay below 2^24.
+_PURPOSE_SHIFT = 24
 
 
 def step_keys(row_keys: jax.Array, steps: jax.Array) -> jax.Array:
@@ -15,23 +18,20 @@ def step_keys(row_keys: jax.Array, steps: jax.Array) -> jax.Array:
     return jax.vmap(jax.random.fold_in)(row_keys, steps)
 
 
-def purpose_keys(keys: jax.Array, purpose: int) -> jax.Array:
-    """[B] keys for one of TOKEN, ORDER, LATENT, ANY_ORDER."""
-    return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, purpose)
-
-
-def position_keys(keys: jax.Array, positions: jax.Array) -> jax.Array:
-    """[B, P] keys from keys [B] and absolute positions [B, P]."""
-    return jax.vmap(jax.vmap(jax.random.fold_in, in_axes=(None, 0)))(keys, positions)
+def position_keys(keys: jax.Array, positions: jax.Array, purpose: int) -> jax.Array:
+    """Keys [B, ...] for one of TOKEN, ORDER, LATENT, ANY_ORDER at absolute positions [B, ...], from step keys [B]."""
+    words = positions | (purpose << _PURPOSE_SHIFT)
+    fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0)) if words.ndim == 2 else jax.random.fold_in
+    return jax.vmap(fold)(keys, words)
 
 
 def token_gumbel(keys: jax.Array, positions: jax.Array, vocab_size: int) -> jax.Array:
-    """[B, P, V] standard Gumbel noise for the token draw of each position."""
-    each = position_keys(purpose_keys(keys, TOKEN), positions)
-    return jax.vmap(jax.vmap(lambda key: jax.random.gumbel(key, (vocab_size,))))(each)
+    """[B, P, V] standard Gumbel noise for the token draw of each position [B, P]."""
+    each = position_keys(keys, positions, TOKEN)
+    return jax.vmap(jax.vmap(lambda key: jax.random.gumbel(key, (vocab_size,), jnp.float32)))(each)
 
 
 def order_gumbel(keys: jax.Array, positions: jax.Array) -> jax.Array:
     """[B, P] standard Gumbel noise for drawing or shuffling positions."""
-    each = position_keys(purpose_keys(keys, ORDER), positions)
-    return jax.vmap(jax.vmap(jax.random.gumbel))(each)
+    each = position_keys(keys, positions, ORDER)
+    return jax.vmap(jax.vmap(lambda key: jax.random.gumbel(key, (), jnp.float32)))(each)
