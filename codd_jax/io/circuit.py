@@ -1,0 +1,172 @@
+"""Circuits on disk: one door for .jpc files, converted folders and safetensors, and a look at their sizes alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import jax.numpy as jnp
+import numpy as np
+
+from codd_jax.circuits.hmm import HMM, NORMALIZATIONS
+from codd_jax.io import hub
+from codd_jax.io.arrays import ArrayStore, save_arrays
+from codd_jax.io.checkpoint import PARAMS, parts, read_json
+from codd_jax.io.jpc_chain import open_chain
+from codd_jax.io.mapped import map_tensor
+from codd_jax.io.tensors import SafetensorsFolder, write_safetensors
+from codd_jax.io.workspace import read_marker, write_json, write_marker
+
+NAMES = ("initial", "transition", "emission")
+_WEIGHTS, _ABOUT = "circuit.safetensors", "circuit.json"
+_PATTERNS = ("*.jpc", "codd.json", "circuit.*", "params/**", "circuit/**")
+
+
+@dataclasses.dataclass(frozen=True)
+class CircuitInfo:
+    """What a circuit covers: window length, states, vocabulary; how it was trained; the mask id it was trained for."""
+
+    length: int
+    num_states: int
+    vocab_size: int
+    normalization: str = "global"
+    mask_id: int | None = None
+    format: str = "memory"
+
+    @classmethod
+    def of(cls, hmm: HMM) -> Self:
+        """The same facts of a circuit in memory."""
+        return cls(hmm.length, hmm.num_states, hmm.vocab_size, hmm.normalization)
+
+
+def describe(source: str | Path, **access: Any) -> CircuitInfo:
+    """The sizes of a circuit on disk or on the hub; reads no parameters and touches no device.
+
+    Args and errors as `load_circuit`.
+    """
+    return _open(source, **access)[0]
+
+
+def load_circuit(source: str | Path, *, dtype: Any = None, **access: Any) -> HMM:
+    """Load a circuit; rows whose sum is off by more than 1e-3 are renormalised, with a warning.
+
+    Args:
+      source: a hub id, a .jpc file, a folder with model.jpc, pc_model.jpc or circuit.safetensors, a converted folder or
+        a bundle.
+      dtype: of the emissions; None keeps what is stored.
+      **access: revision, token, cache_dir, local_files_only, as `io.hub.resolve`.
+
+    Raises:
+      ValueError: files that cannot be read or whose parts do not fit.
+      FileNotFoundError, PermissionError, ConnectionError: something is not there or cannot be had.
+    """
+    info, read = _open(source, **access)
+    # Copies, so that the arrays outlive the files that they are read from.
+    initial, transition, emission = (np.array(read(name)) for name in NAMES)
+    if dtype is not None:
+        emission = emission.astype(jnp.dtype(dtype))
+    return HMM.from_probabilities(initial, transition, emission, length=info.length, normalization=info.normalization)
+
+
+def read_arrays(source: str | Path, **access: Any) -> tuple[CircuitInfo, dict[str, np.ndarray]]:
+    """The sizes of a circuit and its arrays as stored, on the host: what `load_circuit` loads, without a device."""
+    info, read = _open(source, **access)
+    return info, {name: read(name) for name in NAMES}
+
+
+def save_circuit(folder: str | Path, hmm: HMM, metadata: Mapping[str, Any] | None = None) -> None:
+    """Write a circuit as circuit.safetensors and circuit.json; `metadata` (mask_id, say) goes into the latter."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays = {name: np.asarray(getattr(hmm, name)) for name in NAMES}
+    (folder / _ABOUT).unlink(missing_ok=True)  # written last: the pair is complete or not recognised
+    specs = {name: (array.dtype, array.shape) for name, array in arrays.items()}
+    write_safetensors(folder / _WEIGHTS, specs, arrays.__getitem__)
+    write_json(folder / _ABOUT, {**(metadata or {}), **_facts(CircuitInfo.of(hmm))})
+
+
+def write_circuit(
+    folder: str | Path, source: str | Path, *, about: Mapping[str, Any] | None = None, progress: bool = True
+) -> CircuitInfo:
+    """Write a circuit as a converted folder (Orbax), its numbers as they are stored; continues an interrupted call."""
+    info, read = _open(source)
+    arrays = {name: read(name) for name in NAMES}
+    for name, array in arrays.items():
+        check_probabilities(array, f"{source}: {name}")
+    specs = {name: (array.dtype, array.shape) for name, array in arrays.items()}
+    save_arrays(Path(folder) / PARAMS, specs, arrays.__getitem__, description="circuit", progress=progress)
+    write_marker(folder, "circuit", **_facts(info), **(about or {}))
+    return info
+
+
+def check_probabilities(array: np.ndarray, name: str) -> None:
+    """Raise ValueError for entries that are no probabilities; looks at some rows at a time."""
+    rows = array.reshape(-1, array.shape[-1])
+    step = max(1, 2**24 // rows.shape[1])
+    for first in range(0, len(rows), step):
+        part = rows[first : first + step].astype(np.float32)
+        low = part.min()
+        if not np.isfinite(low) or not np.isfinite(part.sum()):
+            raise ValueError(f"{name} holds NaN or infinite entries; the file is damaged or its training diverged")
+        if low < 0:
+            raise ValueError(f"{name} holds a negative entry ({low:.3g}); probabilities are expected, not logarithms")
+
+
+def _facts(info: CircuitInfo) -> dict[str, Any]:
+    """What codd.json and circuit.json say of a circuit."""
+    facts = dataclasses.asdict(info)
+    del facts["format"]
+    return facts if info.mask_id is not None else {key: value for key, value in facts.items() if key != "mask_id"}
+
+
+def _open(source: str | Path, **access: Any) -> tuple[CircuitInfo, Callable[[str], np.ndarray]]:
+    """The sizes of a circuit, and a function that reads one of its three arrays."""
+    found = hub.resolve(source, allow_patterns=_PATTERNS, **access)
+    path = parts(found)[1] if found.is_dir() or found.suffix == ".jpc" else None
+    if path is None:
+        raise ValueError(
+            f"{source} holds no circuit: neither a .jpc file nor {_WEIGHTS} with {_ABOUT} nor a converted circuit"
+        )
+    if path.suffix == ".jpc" and path.is_file():
+        return _open_jpc(path)
+    marker = read_marker(path)
+    if marker is not None:
+        store = ArrayStore(path / PARAMS)
+        return _checked(marker, {name: store.shape(name) for name in NAMES}, path, "orbax"), store.read
+    tensors = SafetensorsFolder(path / _WEIGHTS)
+    missing = sorted(set(NAMES) - tensors.names())
+    if missing:
+        raise ValueError(f"{path / _WEIGHTS} lacks {', '.join(missing)}; a circuit needs {', '.join(NAMES)}")
+    info = _checked(read_json(path / _ABOUT), {name: tensors.shape(name) for name in NAMES}, path, "safetensors")
+    return info, lambda name: map_tensor(path / _WEIGHTS, name)
+
+
+def _open_jpc(path: Path) -> tuple[CircuitInfo, Callable[[str], np.ndarray]]:
+    chain = open_chain(path)
+    settings = path.with_name("codd_config.json")
+    mask_id = read_json(settings).get("mask_id") if settings.is_file() else None
+    info = CircuitInfo(chain.length, chain.num_states, chain.vocab_size, chain.normalization, mask_id, "jpc")
+    return info, lambda name: getattr(chain, name)()
+
+
+def _checked(facts: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], path: Path, format: str) -> CircuitInfo:
+    """A CircuitInfo from a JSON description, if it agrees with the arrays' shapes."""
+    try:
+        length, states, vocab = (int(facts[key]) for key in ("length", "num_states", "vocab_size"))
+        normalization, mask_id = facts.get("normalization", "global"), facts.get("mask_id")
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: the description of the circuit lacks a readable {error}") from error
+    allowed = {
+        "initial": ((states,),),
+        "transition": ((states, states), (length - 1, states, states)),
+        "emission": ((states, vocab), (length, states, vocab)),
+    }
+    wrong = [f"{name} {shapes[name]}" for name in NAMES if tuple(shapes[name]) not in allowed[name]]
+    if wrong or normalization not in NORMALIZATIONS:
+        raise ValueError(
+            f"{path}: {', '.join(wrong) or f'normalization {normalization!r}'} does not fit a circuit of {length} "
+            f"positions, {states} states and {vocab} tokens; the files are not of one circuit"
+        )
+    return CircuitInfo(length, states, vocab, normalization, mask_id, format)

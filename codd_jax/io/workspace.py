@@ -1,0 +1,122 @@
+"""Folders that appear under their name only when they are finished, and that a killed run leaves ready to continue."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+MARKER = "codd.json"
+FORMAT, VERSION = "codd_jax", 1
+
+_JOB = "job.json"
+_SAMPLES, _SAMPLE_BYTES = 16, 65536
+
+
+@contextmanager
+def building(out: str | Path, job: Mapping[str, Any], *, overwrite: bool = False) -> Iterator[Path]:
+    """Give `<out>.partial` to work in; on success it becomes `out` in one step, on failure it stays to be continued.
+
+    Args:
+      out: the folder to make. An empty folder may stand there.
+      job: what is being done, plain JSON; the key "content" alone decides whether an interrupted run is the same.
+      overwrite: replace a finished folder of this format, and throw away an interrupted run of another job.
+
+    Raises:
+      FileExistsError: `out` exists; or the interrupted run that is there was of another job (both are named).
+    """
+    out = Path(out).absolute()
+    _check_free(out, overwrite)
+    partial = out.with_name(out.name + ".partial")
+    if partial.is_dir():
+        previous = _read_job(partial)
+        if previous.get("content") != job.get("content"):
+            if not overwrite and any(partial.iterdir()):
+                raise FileExistsError(
+                    f"{partial} holds an interrupted run of {_describe(previous)}; this one is {_describe(job)}. "
+                    "Finish that one, choose another OUT, remove the folder, or pass --overwrite"
+                )
+            shutil.rmtree(partial)
+    partial.mkdir(parents=True, exist_ok=True)
+    write_json(partial / _JOB, job)
+    yield partial
+    old = out.with_name(out.name + ".old")
+    if out.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        os.rename(out, old)
+    os.rename(partial, out)
+    (out / _JOB).unlink()
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def write_marker(folder: str | Path, kind: str, **content: Any) -> None:
+    """Write codd.json, which says that a folder is complete and what it holds; written last."""
+    write_json(Path(folder) / MARKER, {"format": FORMAT, "version": VERSION, "kind": kind, **content})
+
+
+def read_marker(folder: str | Path) -> dict[str, Any] | None:
+    """The codd.json of a converted folder, or None where there is none.
+
+    Raises:
+      ValueError: the file is no codd.json of this format, or of a newer version.
+    """
+    path = Path(folder) / MARKER
+    if not path.is_file():
+        return None
+    try:
+        marker = json.loads(path.read_text(encoding="utf-8"))
+        known = marker["format"] == FORMAT and marker["kind"] in ("backbone", "circuit", "bundle")
+        version = int(marker["version"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not readable ({error!r}); convert again") from error
+    if not known or version > VERSION:
+        raise ValueError(f"{path} is version {version} of another writer; this program reads {FORMAT} up to {VERSION}")
+    return marker
+
+
+def fingerprint(files: Iterable[str | Path]) -> str:
+    """A digest of files' names, sizes, beginnings and sixteen samples each: cheap, and different for other weights."""
+    digest = hashlib.sha256()
+    for path in sorted(map(Path, files), key=lambda path: path.name):
+        size = path.stat().st_size
+        digest.update(f"{path.name}\0{size}\0".encode())
+        with open(path, "rb") as file:
+            for number in range(_SAMPLES):
+                file.seek(number * max(0, size - _SAMPLE_BYTES) // (_SAMPLES - 1))
+                digest.update(file.read(_SAMPLE_BYTES))
+                if size <= _SAMPLE_BYTES:
+                    break
+    return digest.hexdigest()
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file so that it is there whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def _check_free(out: Path, overwrite: bool) -> None:
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not overwrite:
+        raise FileExistsError(f"{out} exists already; choose another OUT, or pass --overwrite to replace it")
+    if not (out / MARKER).is_file():
+        raise FileExistsError(f"{out} was not written by a conversion (it has no {MARKER}); remove it yourself")
+
+
+def _read_job(partial: Path) -> dict[str, Any]:
+    try:
+        return json.loads((partial / _JOB).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def _describe(job: Mapping[str, Any]) -> str:
+    facts = ", ".join(f"{key} {value}" for key, value in job.items() if key not in ("source", "content") and value)
+    return f"{job.get('source', 'something unknown')}" + (f" ({facts})" if facts else "")
