@@ -108,7 +108,9 @@ def load_backbone(
                 if item.path not in arrays:
                     arrays[item.path] = jnp.zeros(stacked, stored, device=target)
                 value = _place(source, item.name, _without_layer_axis(target))
-                arrays[item.path] = _slice_writer(target)(arrays[item.path], value, item.layer)
+                path = item.path
+                arrays[path] = _slice_writer(target)(arrays[path], value, item.layer)
+            arrays[path].block_until_ready()  # else host copies of many tensors wait for their transfers at once
             bar.update(math.prod(shape) * source.dtype(item.name).itemsize)
     options = {"layout": layout, "attention_implementation": attention_implementation, "param_dtype": stored}
     return Transformer.from_params(config, _nest(arrays), dtype, **options)
