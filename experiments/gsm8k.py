@@ -1,11 +1,12 @@
 """GSM8K with a diffusion language model, alone or coupled by a circuit (CoDD); without a checkpoint, the demo."""
 
+import argparse
 import json
 import shutil
 import sys
 from collections.abc import Sequence
 
-from codd_jax.evaluation.flags import Parser, add_benchmark_flags, count
+from codd_jax.evaluation.flags import Parser, add_benchmark_flags, count, plain_warnings
 from codd_jax.evaluation.options import Options, read_options
 from codd_jax.evaluation.presets import SIDE_BY_SIDE, TASKS
 
@@ -47,6 +48,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parses, runs, and prints where the results are."""
     parser = make_parser()
     args = parser.parse_args(argv)
+    with plain_warnings():
+        _run(parser, args)
+
+
+def _run(parser: Parser, args: argparse.Namespace) -> None:
+    """The demo, a prompt or the benchmark; what the user can mend becomes one message."""
     try:
         if not (args.llada_ckpt or args.dream_ckpt or args.model_alias):
             given = {name for name, value in vars(args).items() if value != parser.get_default(name)}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -109,6 +110,7 @@ def run_benchmark(options: Options, preset: TaskPreset, *, progress: bool = True
         limit=options.limit,
         seed=options.seed,
         batch_size=options.batch_size,
+        mesh=options.mesh,
         sources={
             "backbone": identify(options.checkpoint),
             "adapter": identify(options.adapter),
@@ -122,7 +124,10 @@ def run_benchmark(options: Options, preset: TaskPreset, *, progress: bool = True
 
     def load(prompt_lengths: Sequence[int]) -> CoDD:
         check_length(checked.config, max(prompt_lengths) + checked.decode.gen_length)
+        # The longest prompt has just been warned of; the batches would each say it again.
+        warnings.filterwarnings("ignore", message=".*exceeds the checkpoint's context")
         return load_model(options)
 
-    evaluate(DeferredModel(checked.tokenizer, load), evaluation, task, folder, progress=progress)
+    with warnings.catch_warnings():
+        evaluate(DeferredModel(checked.tokenizer, load), evaluation, task, folder, progress=progress)
     return folder

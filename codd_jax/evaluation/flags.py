@@ -1,9 +1,12 @@
 """The command-line flags that every benchmark script shares: CoDD's own names, with help that teaches."""
 
 import argparse
+import contextlib
 import os
 import re
 import sys
+import warnings
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from codd_jax.evaluation.presets import DECODING, FAMILIES, TaskPreset
@@ -24,6 +27,14 @@ class Parser(argparse.ArgumentParser):
         if sys.exc_info()[0] is not None and os.environ.get("CODD_JAX_TRACEBACK"):
             raise
         self.exit(2, f"{self.prog}: error: {message}\n(--help explains every flag)\n")
+
+
+@contextlib.contextmanager
+def plain_warnings() -> Iterator[None]:
+    """Shows warnings as one line of text, without the place in the code that they came from."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+        yield
 
 
 def add_benchmark_flags(parser: argparse.ArgumentParser, preset: TaskPreset) -> None:

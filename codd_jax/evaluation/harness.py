@@ -24,7 +24,8 @@ class Evaluation:
       num_shot: worked examples in each prompt.
       limit: the first so many problems; None for all.
       seed: of every draw.
-      batch_size: rows that go through the model together; no answer depends on it.
+      batch_size: rows that go through the model together; mesh: devices they are spread over. No answer depends on
+        them.
       sources: names of checkpoints and data, recorded and compared when a run continues.
     """
 
@@ -34,11 +35,12 @@ class Evaluation:
     limit: int | None = None
     seed: int = 0
     batch_size: int = 8
+    mesh: str | None = None
     sources: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def settings(self, task: Any) -> dict[str, Any]:
-        """Everything that decides an answer or its score. `limit` and `batch_size` do not: a run may continue with
-        other ones."""
+        """Everything that decides an answer or its score. `limit`, `batch_size` and `mesh` do not: a run may continue
+        with other ones."""
         import lm_eval
 
         return {
@@ -118,6 +120,7 @@ def evaluate(
         "settings": evaluation.settings(task),
         "limit": evaluation.limit,
         "batch_size": evaluation.batch_size,
+        "mesh": evaluation.mesh,
         "started": started.isoformat(timespec="seconds"),
         "seconds_this_run": round(time.perf_counter() - clock, 3),
         "environment": environment(),

@@ -16,6 +16,8 @@ _DECODE_FLAGS = (
     *("coupling", "pc_temperature", "pc_frac", "reverse_frac"),
 )
 _FIELDS = {"alg": "remasking", "num_steps": "steps"}
+# What is written for "no bound", which is None in a DecodeConfig and would read as "not given" here.
+_OFF = {"pc_frac": ALWAYS, "top_k": 0}
 _CIRCUIT_FLAGS = ("pc_temperature", "pc_frac", "reverse_frac", "coupling", "dream_window")
 _TAKEN_AS_THEY_ARE = ("mesh", "dtype", "seed", "batch_size", "data", "limit", "num_shot", "output_dir", "tag")
 
@@ -93,8 +95,10 @@ class Options:
         parts += ["peft"] * bool(self.adapter) + ["block"] * (self.family == "dream" and self.windows is None)
         if self.circuit:
             parts.append(f"pc_{pathlib.PurePath(self.circuit).stem}")
-        names = {name: _FIELDS.get(name, name) for name in _DECODE_FLAGS}
-        parts += [f"{name}={self.decoding[field]}" for name, field in names.items() if field in self.decoding]
+        for name in _DECODE_FLAGS:
+            if (field := _FIELDS.get(name, name)) in self.decoding:
+                value = self.decoding[field]
+                parts.append(f"{name}={_OFF[name] if value is None else value}")
         parts += [f"seed={self.seed}"] * bool(self.seed) + [self.tag] * bool(self.tag)
         return "_".join(parts)
 
@@ -113,9 +117,7 @@ def read_options(args: argparse.Namespace, preset: TaskPreset) -> Options:
         raise ValueError(f"--tag {args.tag!r} goes into a folder's name; use letters, digits and . _ = + -")
     decoding = {_FIELDS.get(name, name): getattr(args, name) for name in _DECODE_FLAGS}
     decoding = {name: value for name, value in decoding.items() if value is not None}
-    # "No bound" is None in a DecodeConfig, which here would read as "not given".
-    decoding |= {"pc_frac": None} if args.pc_frac == ALWAYS else {}
-    decoding |= {"top_k": None} if args.top_k == 0 else {}
+    decoding |= {name: None for name, off in _OFF.items() if getattr(args, name) == off}
     options = Options(
         family=family,
         checkpoint=checkpoint,

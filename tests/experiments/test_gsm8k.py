@@ -1,11 +1,15 @@
 """The command line of experiments/gsm8k.py: what is refused, with which words, and that nothing is loaded before."""
 
 import json
+import pathlib
 import shutil
 
+import jax
 import pytest
 
+from codd_jax import HMM, CoDD, DecodeConfig
 from codd_jax.evaluation.options import read_options
+from codd_jax.io.circuit import save_circuit
 from experiments import gsm8k
 from tests.oracles.word_problems import QUESTIONS
 
@@ -101,9 +105,8 @@ def test_flags_reach_the_decoder():
 def test_folder_names_tell_runs_apart():
     argv = "--llada_ckpt A/b --num_steps 64 --pc_ckpt il18/llada-gsm-pc --pc_frac 0.5 --tag a"
     assert options(*argv.split()).run_name("gsm8k") == ("0shot_llada_gsm8k_pc_llada-gsm-pc_num_steps=64_pc_frac=0.5_a")
-    assert options("--dream_ckpt", "A/b", "--dream_block", "--seed", "3").run_name("gsm8k") == (
-        "0shot_dream_gsm8k_block_seed=3"
-    )
+    argv = "--dream_ckpt A/b --dream_block --seed 3 --top_k 0"
+    assert options(*argv.split()).run_name("gsm8k") == "0shot_dream_gsm8k_block_top_k=0_seed=3"
 
 
 def test_without_a_model_the_demo_runs(monkeypatch):
@@ -170,3 +173,54 @@ def test_checkpoints_are_refused_before_weights_are_loaded(capsys, checkpoint, p
     assert "gpt2" in refused(capsys, "--llada_ckpt", str(checkpoint), *common)
     (checkpoint / "config.json").unlink()
     assert "config.json does not exist" in refused(capsys, "--llada_ckpt", str(checkpoint), *common)
+
+
+def test_the_whole_path_with_backbone_and_circuit(capsys, checkpoint, problems_file):
+    """A tiny LLaDA and a random circuit answer own problems; killed after one and continued; the answers are the model's own."""
+    model = ["--llada_ckpt", str(checkpoint), "--pc_ckpt", str(checkpoint.parent / "circuit")]
+    save_circuit(checkpoint.parent / "circuit", HMM.random(jax.random.key(0), 8, 4, 384))
+    argv = [*model, "--gen_length", "16", "--pc_frac", "always", "--output_dir", str(checkpoint.parent / "out")]
+    argv += ["--data", str(problems_file), "--limit", "3"]
+    gsm8k.main([*argv, "--batch_size", "2"])
+    folder = pathlib.Path(capsys.readouterr().out.splitlines()[-1]).parent
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["settings"]["decoding"]["block_length"] == 8
+    assert summary["settings"]["decoding"]["coupling"] == "latent"
+    assert (summary["total"], summary["settings"]["dtype"]) == (3, "float32")
+    lines = (folder / "samples.jsonl").read_text().splitlines(keepends=True)
+    (folder / "samples.jsonl").write_text(lines[0] + lines[1][:30])
+    gsm8k.main([*argv, "--batch_size", "1"])
+    again = (folder / "samples.jsonl").read_text().splitlines()
+    assert answers(again) == answers(lines)
+    with pytest.raises(SystemExit):
+        gsm8k.main([*argv, "--dtype", "bfloat16"])
+    assert 'dtype: "float32" → "bfloat16"' in capsys.readouterr().err
+
+    codd = CoDD.from_pretrained(*model[1::2], dtype="float32")
+    messages = [{"role": "system", "content": "You are a helpful assistant."}]
+    messages += [{"role": "user", "content": f"Question: {QUESTIONS[2][0]}\nAnswer:"}]
+    alone = codd.generate([messages], DecodeConfig(**summary["settings"]["decoding"]))
+    assert answers(lines)[2] == alone.tokens[0].tolist()
+
+
+def answers(lines) -> dict[int, list[int]]:
+    """Tokens by document of the lines of a samples.jsonl."""
+    records = [json.loads(line) for line in lines]
+    return {record["doc_id"]: record["tokens"] for record in records}
+
+
+def test_a_prompt_is_shown_side_by_side(capsys, monkeypatch, checkpoint):
+    save_circuit(checkpoint.parent / "circuit", HMM.random(jax.random.key(0), 8, 4, 384))
+    argv = ["--llada_ckpt", str(checkpoint), "--pc_ckpt", str(checkpoint.parent / "circuit"), "--prompt", "6 times 7?"]
+    gsm8k.main([*argv, "--gen_length", "16", "--output_dir", str(checkpoint.parent / "out")])
+    shown = capsys.readouterr().out.splitlines()
+    assert "backbone alone" in shown[0]
+    assert "CoDD (latent coupling)" in shown[0]
+    written = json.loads(pathlib.Path(shown[-1]).read_text())
+    # The official example's settings, at its four tokens a step.
+    assert {name: written["decoding"][name] for name in ("steps", "pc_temperature", "pc_frac")} == {
+        "steps": 4,
+        "pc_temperature": 0.1,
+        "pc_frac": 0.7,
+    }
+    assert "is empty" in refused(capsys, *argv[:-1], " ")
