@@ -176,7 +176,7 @@ def test_checkpoints_are_refused_before_weights_are_loaded(capsys, checkpoint, p
 
 
 def test_the_whole_path_with_backbone_and_circuit(capsys, checkpoint, problems_file):
-    """A tiny LLaDA and a random circuit answer own problems; killed after one and continued; the answers are the model's own."""
+    """A tiny LLaDA and a random circuit; the run is cut short and continued, and the answers are the model's own."""
     model = ["--llada_ckpt", str(checkpoint), "--pc_ckpt", str(checkpoint.parent / "circuit")]
     save_circuit(checkpoint.parent / "circuit", HMM.random(jax.random.key(0), 8, 4, 384))
     argv = [*model, "--gen_length", "16", "--pc_frac", "always", "--output_dir", str(checkpoint.parent / "out")]
