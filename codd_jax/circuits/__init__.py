@@ -2,6 +2,7 @@
 
 from codd_jax.circuits.any_order import AnyOrderDraw, sample_any_order, sample_any_order_from_leaf
 from codd_jax.circuits.hmm import HMM
+from codd_jax.circuits.learning import Counts, conditional_counts, expected_counts, observed_counts
 from codd_jax.circuits.likelihood import conditional_log_likelihood, log_likelihood
 from codd_jax.circuits.messages import (
     backward_messages,
@@ -25,16 +26,20 @@ from codd_jax.circuits.posterior import (
 __all__ = [
     "HMM",
     "AnyOrderDraw",
+    "Counts",
     "backward_messages",
+    "conditional_counts",
     "conditional_log_likelihood",
     "conditionals",
     "conditionals_from_leaf",
+    "expected_counts",
     "forward_messages",
     "latent_logits",
     "leaf_values",
     "log_likelihood",
     "log_partition",
     "log_partition_from_leaf",
+    "observed_counts",
     "posterior_marginals",
     "posterior_marginals_from_leaf",
     "sample",

@@ -73,7 +73,8 @@ class HMM:
     def from_logits(cls, initial, transition, emission, length: int, normalization: str = "global") -> HMM:
         """An HMM whose rows are the softmax of unnormalised log-parameters, shaped as in `from_probabilities`.
 
-        Differentiable: the gradient of the conditional log-likelihood by these logits is `F⁺ − F⁻`.
+        Differentiable: the gradient of the conditional log-likelihood by these logits is `F⁺ − F⁻` (see
+        `learning.conditional_counts`) minus the row's distribution times the row sum of that.
         """
         logits = [jnp.asarray(array) for array in (initial, transition, emission)]
         _check_shapes(*logits, length, normalization)

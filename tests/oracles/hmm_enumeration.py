@@ -74,6 +74,20 @@ class Case:
     def log_partition(self):
         return _log(self.joint().sum())
 
+    def prior_messages(self):
+        """[T, H]: log p(z_t, evidence before t) with the latent potentials up to t."""
+        rows = []
+        for t in range(self.length):
+            evidence = [self.evidence(s) if s < t else np.ones(self.log_phi.shape[1]) for s in range(self.length)]
+            latent = np.where(np.arange(self.length)[:, None] <= t, self.log_latent, 0)
+            emission = self.emission / self.emission.sum(-1, keepdims=True)
+            emission = np.where((np.arange(self.length) < t)[:, None, None], self.emission, emission)
+            transition = self.transition / self.transition.sum(-1, keepdims=True)
+            transition = np.where((np.arange(self.length - 1) < t)[:, None, None], self.transition, transition)
+            case = dataclasses.replace(self, log_latent=latent, transition=transition)
+            rows.append(_log(case.joint(evidence, emission).sum(self._all_but(self.length + t))))
+        return np.stack(rows)
+
     def posterior_marginals(self):
         joint, T = self.joint(), self.length
         return np.stack([_normalise(joint.sum(self._all_but(T + t))) for t in range(T)])
