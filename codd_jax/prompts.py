@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from codd_jax.tokenizer import Message, encode_chat
+from codd_jax.tokenizer import Message, encode_chat, encode_spans
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,6 +40,42 @@ def encode_prompts(
     return [_encode(index, prompt, tokenizer, vocab_size, system) for index, prompt in enumerate(several)]
 
 
+def encode_holes(
+    texts: str | Sequence[int] | Sequence[str | Sequence[int]],
+    tokenizer: PreTrainedTokenizerBase | None,
+    *,
+    vocab_size: int,
+    mask_id: int,
+) -> list[list[int]]:
+    """Ids of texts with holes: `<mask>` and `<mask:8>` in strings, the mask id in lists of ids.
+
+    Raises:
+      ValueError: nothing to do, a text without a hole, an id outside the vocabulary, or text without a tokenizer.
+    """
+    several = [texts] if _is_single(texts) else list(texts)
+    rows = []
+    for index, text in enumerate(several):
+        if isinstance(text, str):
+            rows.append(encode_spans(require_tokenizer(tokenizer, f"text {index}"), text, mask_id))
+            continue
+        rows += encode_prompts([text], tokenizer, vocab_size=vocab_size)
+        if mask_id not in rows[-1]:
+            raise ValueError(f"text {index} holds no mask id ({mask_id}): there is nothing to fill in")
+    if not rows:
+        raise ValueError("there are no texts to fill in; pass at least one")
+    return rows
+
+
+def require_tokenizer(tokenizer: PreTrainedTokenizerBase | None, what: str) -> PreTrainedTokenizerBase:
+    """The tokenizer, or a ValueError saying what needed one."""
+    if tokenizer is None:
+        raise ValueError(
+            f"{what} is text and this model was built without a tokenizer; pass token ids, or load the model from a "
+            "folder that holds its tokenizer"
+        )
+    return tokenizer
+
+
 def _is_single(prompts) -> bool:
     if isinstance(prompts, str):
         return True
@@ -52,11 +88,7 @@ def _encode(index: int, prompt: Prompt, tokenizer, vocab_size: int, system: str 
     if len(prompt) == 0 or (isinstance(prompt, str) and not prompt.strip()):
         raise ValueError(f"prompt {index} is empty; every prompt needs at least one token")
     if isinstance(prompt, str) or isinstance(prompt[0], dict):
-        if tokenizer is None:
-            raise ValueError(
-                f"prompt {index} is text and this model was built without a tokenizer; pass token ids, or load "
-                "the model from a folder that holds its tokenizer"
-            )
+        tokenizer = require_tokenizer(tokenizer, f"prompt {index}")
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         return encode_chat(tokenizer, messages, system=system)
     ids = np.asarray(prompt)

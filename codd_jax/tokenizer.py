@@ -1,13 +1,20 @@
 """Text to token ids and back: the checkpoint's own tokenizer and chat template, without PyTorch or remote code."""
 
+from __future__ import annotations
+
 import json
+import os
 import pathlib
 import re
 from collections.abc import Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import jinja2
 from tokenizers import Tokenizer as BackendTokenizer
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen2Tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -49,7 +56,7 @@ def load_tokenizer(folder: str | pathlib.Path) -> PreTrainedTokenizerBase:
             "Copy the tokenizer files of the original checkpoint there."
         )
     try:
-        return PreTrainedTokenizerFast.from_pretrained(folder) if has_json else _from_merges(folder)
+        return _transformers().PreTrainedTokenizerFast.from_pretrained(folder) if has_json else _from_merges(folder)
     except Exception as error:  # the tokenizers library raises bare Exception for malformed files
         raise ValueError(f"the tokenizer in {folder} cannot be read ({error}); fetch its files again") from error
 
@@ -59,7 +66,7 @@ def _from_merges(folder: pathlib.Path) -> PreTrainedTokenizerBase:
 
     Loading it as Qwen2's would also hide the chat markers from decoded text, which the checkpoint's own class does not.
     """
-    loaded = Qwen2Tokenizer.from_pretrained(folder)
+    loaded = _transformers().Qwen2Tokenizer.from_pretrained(folder)
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     roles = ("bos_token", "eos_token", "pad_token", "unk_token", "mask_token")
     named = {role: _text(settings[role]) for role in roles if settings.get(role)}
@@ -67,7 +74,7 @@ def _from_merges(folder: pathlib.Path) -> PreTrainedTokenizerBase:
     backend = json.loads(loaded.backend_tokenizer.to_str())
     for token in backend["added_tokens"]:
         token["special"] = token["content"] in {*named.values(), *extra}
-    tokenizer = PreTrainedTokenizerFast(
+    tokenizer = _transformers().PreTrainedTokenizerFast(
         tokenizer_object=BackendTokenizer.from_str(json.dumps(backend)),
         additional_special_tokens=extra,
         clean_up_tokenization_spaces=bool(settings.get("clean_up_tokenization_spaces", False)),
@@ -75,6 +82,14 @@ def _from_merges(folder: pathlib.Path) -> PreTrainedTokenizerBase:
     )
     tokenizer.chat_template = loaded.chat_template
     return tokenizer
+
+
+def _transformers() -> ModuleType:
+    """The transformers package, imported when a tokenizer is first loaded."""
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it advises installing PyTorch
+    import transformers
+
+    return transformers
 
 
 def _text(token: str | dict) -> str:

@@ -110,8 +110,9 @@ def parts(folder: str | Path) -> tuple[Path | None, Path | None]:
     marker = read_marker(folder)
     if marker is not None:
         kind = marker["kind"]
-        bundle = (folder / "backbone", folder / "circuit")
-        return bundle if kind == "bundle" else (folder, None) if kind == "backbone" else (None, folder)
+        if kind == "bundle":
+            return folder / "backbone", folder / "circuit" if (folder / "circuit").is_dir() else None
+        return (folder, None) if kind == "backbone" else (None, folder)
     if folder.name.endswith(".partial") or (folder / "job.json").is_file():
         raise ValueError(f"{folder} is an interrupted conversion; run the same command again to finish it")
     if folder.is_file():

@@ -1,0 +1,317 @@
+"""CoDD: a backbone, a circuit and a tokenizer as one model that loads, generates, fills in, scores and saves."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+from flax import nnx
+
+from codd_jax import saving
+from codd_jax.backbones import BackboneConfig, Transformer, check_length
+from codd_jax.circuits import HMM
+from codd_jax.decoding.canvas import Canvas, row_keys
+from codd_jax.decoding.config import DecodeConfig
+from codd_jax.decoding.denoiser import BackboneDenoiser
+from codd_jax.decoding.loop import decode
+from codd_jax.decoding.strategy import Numbers, Strategy
+from codd_jax.generation import Generation, Job
+from codd_jax.io import checkpoint, hub
+from codd_jax.io import circuit as circuit_io
+from codd_jax.likelihood import LogLikelihood, log_likelihood
+from codd_jax.prompts import Prompt, encode_holes, encode_prompts, require_tokenizer
+from codd_jax.sharding import make_mesh, replicated
+from codd_jax.tokenizer import encode_text, load_tokenizer, stop_ids
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class CoDD:
+    """A diffusion language model whose denoising steps sample their tokens jointly (arXiv 2603.00045).
+
+    Attributes:
+      backbone: the transformer. config: its configuration.
+      hmm: the circuit, or None for the backbone alone.
+      tokenizer: of the checkpoint, or None.
+      mesh: the devices that rows and weights are spread over, or None.
+      defaults: the decoding configuration used where none is given.
+      sources: where the parts came from.
+      stop_ids: EOS and the end of a chat turn.
+    """
+
+    def __init__(
+        self,
+        backbone: Transformer,
+        hmm: HMM | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        *,
+        mesh: jax.sharding.Mesh | None = None,
+        defaults: DecodeConfig | None = None,
+        sources: dict[str, Any] | None = None,
+    ):
+        """Joins parts that are in memory; `from_pretrained` loads them.
+
+        Raises:
+          ValueError: the circuit is over another vocabulary than the backbone.
+        """
+        if hmm is not None:
+            check_fit(backbone.config, circuit_io.CircuitInfo.of(hmm))
+        self.backbone = backbone
+        self.config: BackboneConfig = backbone.config
+        self.hmm = hmm
+        self.tokenizer = tokenizer
+        self.mesh = mesh
+        self.defaults = defaults or DecodeConfig()
+        self.sources = dict(sources or {})
+        self.stop_ids = stop_ids(tokenizer, self.config.eos_id)
+        graphdef, self.params = nnx.split(backbone)
+        self.denoiser = BackboneDenoiser(graphdef)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | pathlib.Path,
+        circuit: str | pathlib.Path | None = None,
+        *,
+        dtype: str | Any = "bfloat16",
+        circuit_dtype: str | Any = "float32",
+        mesh: str | dict[str, int] | jax.sharding.Mesh | None = None,
+        adapter: str | pathlib.Path | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | pathlib.Path | None = None,
+        local_files_only: bool = False,
+        progress: bool = True,
+    ) -> CoDD:
+        """Loads a model.
+
+        Args:
+          source: a hub id, a folder in HuggingFace layout, a converted folder, or one that holds backbone and circuit.
+          circuit: a hub id, a .jpc file, a folder with model.jpc or a converted folder; None: the source's own, if any.
+          dtype: the backbone's weights and activations. circuit_dtype: the emissions of the circuit.
+          mesh: "data:2,model:4" spreads rows and weights over devices.
+          adapter: a PEFT LoRA folder or hub id, merged into the backbone.
+          revision: of the source. token, cache_dir, local_files_only: of whatever comes from the hub.
+          progress: show a bar while weights are read.
+
+        Raises:
+          FileNotFoundError, PermissionError, ConnectionError: something is not there or cannot be had.
+          ValueError: files that cannot be read, or a circuit over another vocabulary or mask id than the backbone;
+            found before any weight is put on a device.
+        """
+        access = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+        folder = hub.resolve(source, revision=revision, **access)
+        opened = checkpoint.open_backbone(folder, adapter=adapter, **access)
+        own_circuit = checkpoint.parts(folder)[1]
+        circuit_at = own_circuit if circuit is None else circuit
+        if circuit_at is not None:
+            check_fit(opened.config, circuit_io.describe(circuit_at, **access))
+        defaults = DecodeConfig(**checkpoint.decode_defaults(folder))
+        tokenizer = load_tokenizer(opened.tokenizer_folder)
+        mesh = make_mesh(mesh) if isinstance(mesh, str | dict) else mesh
+        backbone = opened.load(dtype=dtype, mesh=mesh, layout="auto", progress=progress)
+        hmm = None
+        if circuit_at is not None:
+            hmm = circuit_io.load_circuit(circuit_at, dtype=circuit_dtype, **access)
+            hmm = hmm if mesh is None else jax.device_put(hmm, replicated(mesh))
+        named = {"backbone": source, "circuit": circuit, "adapter": adapter}
+        sources = {part: str(name) for part, name in named.items() if name is not None}
+        return cls(backbone, hmm, tokenizer, mesh=mesh, defaults=defaults, sources=sources)
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        config: DecodeConfig | None = None,
+        *,
+        seed: int = 0,
+        batch_size: int = 8,
+        system: str | None = None,
+        stop_strings: Sequence[str] = (),
+        progress: bool = False,
+    ) -> Generation:
+        """Answers prompts.
+
+        Args:
+          prompts: one or many; a string is a user's message in the model's chat template, a list of
+            `{"role", "content"}` a conversation, a list of integers token ids.
+          config: how to decode; None: `defaults`. With `num_samples` n, every prompt gets n answers, side by side.
+          seed: equal seeds give equal answers, whatever the batch size and the order of the prompts.
+          batch_size: rows decoded together.
+          system: a system message before strings and conversations.
+          stop_strings: text ends before the first of these.
+          progress: show a bar.
+
+        Returns:
+          A `Generation` with one entry per prompt and sample.
+
+        Raises:
+          ValueError: bad prompts, or a configuration that does not fit backbone or circuit.
+          FloatingPointError: NaN or infinite logits.
+        """
+        job = self._job(prompts, config, seed, system, stop_strings)
+        return job.run(_at_least_one(batch_size), progress)
+
+    def stream(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        config: DecodeConfig | None = None,
+        *,
+        seed: int = 0,
+        system: str | None = None,
+        stop_strings: Sequence[str] = (),
+    ) -> Iterator[Generation]:
+        """As `generate`, all prompts in one batch, but yields what there is after every block."""
+        return self._job(prompts, config, seed, system, stop_strings).stream()
+
+    def _job(self, prompts, config, seed: int, system, stop_strings) -> Job:
+        config = config or self.defaults
+        rows = encode_prompts(prompts, self.tokenizer, vocab_size=self.config.vocab_size, system=system)
+        rows = [row for row in rows for _ in range(config.num_samples)]
+        self._check(config, rows, config.gen_length)
+        stops = (stop_strings,) if isinstance(stop_strings, str) else tuple(stop_strings)
+        if stops:
+            require_tokenizer(self.tokenizer, "stop_strings")
+        return Job(self, config, rows, row_keys(rows, seed), config.gen_length, stop_strings=stops)
+
+    def infill(
+        self,
+        texts: str | Sequence[int] | Sequence[str | Sequence[int]],
+        config: DecodeConfig | None = None,
+        *,
+        seed: int = 0,
+        batch_size: int = 8,
+        progress: bool = False,
+    ) -> Generation:
+        """Fills the holes of texts: `<mask>` is one token, `<mask:8>` a span of eight; in lists of ids, the mask id.
+
+        The whole text is one canvas: `gen_length` and `block_length` have no say, the circuit's windows are laid over
+        the holes, nothing ends at EOS, and `steps` are shared by all holes (at most one a hole).
+
+        Returns:
+          A `Generation` whose rows are the whole texts.
+
+        Raises:
+          ValueError: a text without a hole, or shorter than the circuit's window.
+        """
+        rows = encode_holes(texts, self.tokenizer, vocab_size=self.config.vocab_size, mask_id=self.config.mask_id)
+        config = config or self.defaults
+        rows = [row for row in rows for _ in range(config.num_samples)]
+        config = dataclasses.replace(
+            config,
+            steps=min(config.steps, max(row.count(self.config.mask_id) for row in rows)),
+            gen_length=max(map(len, rows)),
+            block_length=None,
+            windows=config.windows or ("cover" if self.hmm is not None else None),
+            stop_at_eos=False,
+        )
+        self._check(config, rows, 0)
+        job = Job(self, config, rows, row_keys(rows, seed), 0, prompt_lengths=[0] * len(rows))
+        return job.run(_at_least_one(batch_size), progress)
+
+    def log_likelihood(
+        self,
+        prompt: Prompt,
+        completion: str | Sequence[int],
+        *,
+        num_samples: int = 32,
+        batch_size: int = 8,
+        seed: int = 0,
+    ) -> LogLikelihood:
+        """Log-likelihood of a completion in nats: the diffusion bound and one step, factorised and coupled.
+
+        Args:
+          prompt: as in `generate`. completion: text as it stands, or token ids.
+          num_samples: maskings drawn for the bound; batch_size: of them at once; seed: of them.
+        """
+        (ids,) = encode_prompts([prompt], self.tokenizer, vocab_size=self.config.vocab_size)
+        if isinstance(completion, str):
+            completion = encode_text(require_tokenizer(self.tokenizer, "the completion"), completion)
+        return log_likelihood(
+            self.denoiser,
+            self.params,
+            self.config,
+            self.hmm,
+            ids,
+            completion,
+            num_samples=num_samples,
+            batch_size=batch_size,
+            seed=seed,
+        )
+
+    def decode(self, canvas: Canvas, config: DecodeConfig | None = None, **options: Any) -> Canvas:
+        """Runs the decoding loops over a canvas of your own; options as in `decoding.loop.decode`."""
+        strategy, numbers = self.split(config or self.defaults)
+        return decode(self.denoiser, self.params, canvas, strategy, numbers, hmm=self.hmm, mesh=self.mesh, **options)
+
+    def split(self, config: DecodeConfig) -> tuple[Strategy, Numbers]:
+        """What the decoder is compiled for and what it is fed, for this model."""
+        return config.split(
+            family=self.config.family,
+            mask_id=self.config.mask_id,
+            stop_ids=self.stop_ids,
+            circuit_length=None if self.hmm is None else self.hmm.length,
+        )
+
+    def save_pretrained(self, folder: str | pathlib.Path, *, overwrite: bool = False) -> None:
+        """Writes backbone, circuit, tokenizer and defaults into a folder that `from_pretrained` loads.
+
+        Raises:
+          FileExistsError: the folder exists; `overwrite` replaces one that was written so. OSError: the disk is full.
+        """
+        saving.save(self, folder, overwrite=overwrite)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = False,
+        token: str | None = None,
+        commit_message: str = "Upload a codd_jax model",
+    ) -> str:
+        """Saves the model to the hub with a model card, as one commit; returns the commit's address.
+
+        Raises:
+          ValueError: not an id of the form owner/name. PermissionError, ConnectionError: the hub refuses or is away.
+        """
+        return saving.push(self, repo_id, private=private, token=token, commit_message=commit_message)
+
+    def _check(self, config: DecodeConfig, rows: Sequence[Sequence[int]], added: int) -> None:
+        """Raises what is wrong with decoding `rows` with `added` masks each, before anything runs."""
+        longest, shortest = max(map(len, rows)) + added, min(map(len, rows)) + added
+        check_length(self.config, longest)
+        coupled = self.hmm is not None and config.coupling != "none"
+        config.validate_against(
+            vocab_size=self.config.vocab_size,
+            mask_id=self.config.mask_id,
+            circuit_length=self.hmm.length if coupled else None,
+            circuit_vocab_size=self.hmm.vocab_size if coupled else None,
+        )
+        if coupled and shortest < self.hmm.length:
+            raise ValueError(
+                f"a row has {shortest} tokens in all and the circuit's window covers {self.hmm.length}; "
+                "give it more text or a longer gen_length, or decode with coupling='none'"
+            )
+
+
+def check_fit(config: BackboneConfig, info: circuit_io.CircuitInfo) -> None:
+    """Raises ValueError, naming both numbers, where a circuit was made for another backbone."""
+    if info.vocab_size != config.vocab_size:
+        raise ValueError(
+            f"the circuit is over {info.vocab_size} tokens and the {config.family} backbone over {config.vocab_size}: "
+            "it was trained for another backbone; published circuits say in their names which one they are for"
+        )
+    if info.mask_id is not None and info.mask_id != config.mask_id:
+        raise ValueError(
+            f"the circuit was trained with mask id {info.mask_id} and the backbone's is {config.mask_id}; "
+            "take the circuit that belongs to this backbone"
+        )
+
+
+def _at_least_one(batch_size: int) -> int:
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+    return batch_size

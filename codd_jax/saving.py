@@ -1,0 +1,75 @@
+"""A whole model to disk and to the hub: complete or absent, whatever happens on the way."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import tempfile
+from typing import TYPE_CHECKING
+
+import huggingface_hub
+
+from codd_jax.card import model_card
+from codd_jax.io.circuit import save_circuit
+from codd_jax.io.converted import save_backbone
+from codd_jax.io.hub import explain
+from codd_jax.io.workspace import building, write_marker
+
+if TYPE_CHECKING:
+    from codd_jax.model import CoDD
+
+
+def save(model: CoDD, folder: str | pathlib.Path, *, overwrite: bool = False) -> None:
+    """Writes a model as a folder that `CoDD.from_pretrained` loads; see `CoDD.save_pretrained`."""
+    job = {"source": "a model in memory"}
+    with building(folder, job, overwrite=overwrite) as partial, tempfile.TemporaryDirectory() as scratch:
+        if model.tokenizer is not None:
+            model.tokenizer.save_pretrained(scratch)
+        save_backbone(partial / "backbone", model.backbone, tokenizer_folder=scratch, overwrite=True)
+        if model.hmm is not None:
+            save_circuit(partial / "circuit", model.hmm, {"mask_id": model.config.mask_id})
+        write_marker(
+            partial,
+            "bundle",
+            decoding=dataclasses.asdict(model.defaults),
+            sources=model.sources,
+            coupled=model.hmm is not None,
+        )
+
+
+def push(model: CoDD, repo_id: str, *, private: bool, token: str | None, commit_message: str) -> str:
+    """Uploads a model with its card; see `CoDD.push_to_hub`."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = pathlib.Path(scratch) / "model"
+        save(model, folder)
+        card = model_card(
+            repo_id,
+            _facts(model),
+            family=model.config.family,
+            base_models=list(model.sources.values()),
+            coupled=model.hmm is not None,
+        )
+        (folder / "README.md").write_text(card, encoding="utf-8")
+        api = huggingface_hub.HfApi(token=token)
+        try:
+            api.create_repo(repo_id, private=private, exist_ok=True)
+            commit = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=commit_message)
+        except Exception as error:
+            explained = explain(error, repo_id)
+            if explained is None:
+                raise
+            raise explained from error
+    return str(getattr(commit, "commit_url", commit))
+
+
+def _facts(model: CoDD) -> dict[str, object]:
+    """What the model card's table says."""
+    config = model.config
+    facts = {
+        "backbone": f"{config.num_params / 1e6:,.1f} M weights, {config.num_layers} layers of width {config.width}",
+        "vocabulary": f"{config.vocab_size:,}",
+    }
+    if model.hmm is not None:
+        hmm = model.hmm
+        facts["circuit"] = f"{hmm.num_states:,} states over {hmm.length} tokens, {hmm.normalization} normalisation"
+    return facts | {f"{part} from": f"`{name}`" for part, name in model.sources.items()}
