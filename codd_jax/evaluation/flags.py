@@ -26,7 +26,9 @@ class Parser(argparse.ArgumentParser):
         """Says what is wrong and leaves with exit code 2; with CODD_JAX_TRACEBACK=1 it shows where that was found."""
         if sys.exc_info()[0] is not None and os.environ.get("CODD_JAX_TRACEBACK"):
             raise
-        self.exit(2, f"{self.prog}: error: {message}\n(--help explains every flag)\n")
+        # Help with flags is no help against a missing file or network.
+        hint = "" if isinstance(sys.exc_info()[1], OSError) else "(--help explains every flag)\n"
+        self.exit(2, f"{self.prog}: error: {message}\n{hint}")
 
 
 @contextlib.contextmanager

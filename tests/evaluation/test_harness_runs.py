@@ -3,6 +3,7 @@
 import json
 import re
 
+import datasets
 import pytest
 
 from codd_jax.evaluation import TASKS, Evaluation, evaluate, find_problems, load_task
@@ -168,6 +169,30 @@ def test_worked_examples_come_from_the_training_file(problems_file, data_cache):
     assert request.args[0].count("Question:") == 3
     assert request.args[0].startswith("<|system|>Be brief.<|end|><|user|>Question:")
     assert request.args[0].endswith("Answer:<|end|><|assistant|>")
+
+
+def test_the_stock_data_set_is_asked_for_on_the_hub(problems_file, monkeypatch):
+    asked = []
+
+    def load_dataset(path, name=None, **options):
+        asked.append((path, name))
+        splits = {split: str(problems_file.with_name(f"{split}.jsonl")) for split in ("train", "test")}
+        return datasets.DatasetDict({split: datasets.Dataset.from_json(file) for split, file in splits.items()})
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    stock = load_task(TASKS["gsm8k"], num_shot=1)
+    assert asked == [("openai/gsm8k", "main")]
+    request = build_requests(stock, byte_tokenizer(), None, limit=1)[0]
+    assert request.args[0].count("Question:") == 2
+
+
+def test_an_unreachable_hub_suggests_a_local_file(monkeypatch):
+    def unreachable(*args, **options):
+        raise ConnectionError("Couldn't reach the Hub")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    with pytest.raises(ConnectionError, match=r"openai/gsm8k: Couldn't reach .* --data FILE\.jsonl"):
+        load_task(TASKS["gsm8k"])
 
 
 def test_the_last_message_can_be_continued():
