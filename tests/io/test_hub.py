@@ -110,3 +110,8 @@ def test_repositories_with_pickles_only_or_no_weights(hub):
     with pytest.raises(FileNotFoundError, match="holds no safetensors"):
         resolve("a/c")
     assert resolve("a/c", allow_patterns=["*.json"]).name == "c"
+
+
+def test_the_hub_library_itself_without_a_cache(tmp_path):
+    with pytest.raises(FileNotFoundError, match="a/b is not complete in the local cache"):
+        resolve("a/b", cache_dir=tmp_path, local_files_only=True)
