@@ -85,11 +85,6 @@ def run(options: argparse.Namespace) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0, or 2 with one message where the input, the disk or the hub is at fault."""
     options = parse(arguments)
-    # Conversion computes nothing: keep accelerators free, and Orbax's remarks about continued runs to itself.
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    logging.getLogger("absl").setLevel(logging.ERROR)
-    warnings.showwarning = lambda message, *_: print(f"note: {message}", file=sys.stderr)
     try:
         print(run(options))
     except (ValueError, OSError) as error:
@@ -103,5 +98,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _prepare_process() -> None:
+    """Conversion computes nothing: keep accelerators free; libraries' remarks to themselves, our warnings short."""
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    warnings.showwarning = lambda message, *_: print(f"note: {message}", file=sys.stderr)
+
+
 if __name__ == "__main__":
+    _prepare_process()
     sys.exit(main())

@@ -36,5 +36,5 @@ def describe(opened: OpenBackbone) -> str:
     config = opened.config
     name = {"llada": "LLaDA", "dream": "Dream"}[config.family]
     return (
-        f"{name} backbone, {config.num_layers} layers of width {config.width}, {config.num_params / 1e6:,.1f} M weights"
+        f"{name} backbone, {config.num_layers} layers of width {config.width}, {config.num_params:,} weights"
     )

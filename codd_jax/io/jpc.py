@@ -21,7 +21,8 @@ from codd_jax.io.jpc_nodes import EXTERN_PRODUCT, SOFT_EVIDENCE
 def read(path: str | os.PathLike) -> HMM:
     """The circuit of a `.jpc` file, its float32 probabilities bit for bit as stored (rows are not renormalised).
 
-    A file whose inputs are PyJuice's SoftEvidenceCategorical comes with normalization "local", any other with "global".
+    PyJuice does not store how a circuit was trained: its files come with normalization "global". Those of `write` keep
+    theirs.
 
     Raises:
       ValueError: the file is truncated, hostile, or holds no HMM; the message names the file and the reason.
@@ -45,7 +46,7 @@ def write(path: str | os.PathLike, hmm: HMM) -> None:
     """Write a circuit as PyJuice would save it; `pyjuice.load` reads the file.
 
     Probabilities are written as float32, bit for bit if that is what they are. The file appears under its name only
-    once it is complete. `normalization` is kept as the kind of the inputs ("local": SoftEvidenceCategorical).
+    once it is complete. With normalization "local" the inputs are SoftEvidenceCategorical and the root says so.
 
     Raises:
       ValueError: the name does not end in .jpc (PyJuice would refuse it), or the shapes are not those of an HMM.
@@ -111,6 +112,8 @@ def _node_dicts(hmm: HMM) -> list[dict[str, Any]]:
     root = {"num_node_blocks": 1, "block_size": 1, "chs": (len(nodes) - 1,)}
     edges = np.stack([np.zeros(blocks, np.int64), np.arange(blocks)])
     nodes.append({"type": "Sum", **root, "edge_ids": edges, "params": initial.reshape(blocks, 1, size)})
+    if hmm.normalization != "global":
+        nodes[-1]["normalization"] = hmm.normalization
     return nodes
 
 

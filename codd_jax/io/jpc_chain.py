@@ -7,7 +7,7 @@ import os
 
 import numpy as np
 
-from codd_jax.io.jpc_nodes import SOFT_EVIDENCE, Node, read_nodes
+from codd_jax.io.jpc_nodes import Node, read_nodes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,13 +97,12 @@ def open_chain(path: str | os.PathLike) -> Chain:
     for index in (*step_owners, len(nodes) - 1):
         _check_sum(nodes, index, num_states, f"{origin}: node {index}")
     _owner(nodes, len(nodes) - 1, origin)
-    soft = any(nodes[index].distribution == SOFT_EVIDENCE for index in inputs)
 
     def expand(indices: list[int], owning: list[int]) -> tuple[Node, ...]:
         return tuple(nodes[i] for i in (owning if len(owning) == 1 else (_owner(nodes, j, origin) for j in indices)))
 
     return Chain(
-        origin, length, num_states, vocab_size, "local" if soft else "global", root,
+        origin, length, num_states, vocab_size, root.normalization, root,
         steps=expand(steps, step_owners), inputs=expand(inputs, owners), file_bytes=os.path.getsize(path),
     )  # fmt: skip
 

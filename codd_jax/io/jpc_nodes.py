@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from codd_jax.io.inert_pickle import Call, Global, read_pickle
+from codd_jax.io.inert_pickle import Call, read_pickle
 
 _RECONSTRUCT = {("numpy._core.multiarray", "_reconstruct"), ("numpy.core.multiarray", "_reconstruct")}
 _FROMBUFFER = {("numpy._core.numeric", "_frombuffer"), ("numpy.core.numeric", "_frombuffer")}
@@ -30,6 +30,7 @@ _INNER = {CATEGORICAL, EXTERN_PRODUCT, SOFT_EVIDENCE}
 _FIELDS = {
     *("type", "chs", "edge_ids", "params", "zero_param_mask", "source_node", "scope", "dist"),
     *("num_node_blocks", "block_size", "num_node_groups", "group_size", "num_nodes"),
+    "normalization",  # ours, on the root alone; PyJuice passes over it
 }
 _DTYPES = {"f4": np.float32, "i8": np.int64, "b1": np.bool_}
 
@@ -48,7 +49,7 @@ class Node:
     source: int | None = None  # the node whose parameters this one shares
     variable: int | None = None
     num_categories: int | None = None
-    distribution: tuple[str, str] | None = None
+    normalization: str = "global"
 
     @property
     def size(self) -> int:
@@ -95,7 +96,9 @@ def _node(entry: dict[str, Any], where: str) -> Node:
     source = entry.get("source_node")
     if source is not None and type(source) is not int:
         raise ValueError(f"{where}: source_node is not a node number")
-    fields: dict[str, Any] = {}
+    fields: dict[str, Any] = {"normalization": entry.get("normalization", "global")}
+    if type(fields["normalization"]) is not str or fields["normalization"] not in ("global", "local"):
+        raise ValueError(f"{where}: its normalization is neither global nor local")
     for name, key, dtype in (
         ("edges", "edge_ids", np.int64),
         ("params", "params", np.float32),
@@ -107,8 +110,7 @@ def _node(entry: dict[str, Any], where: str) -> Node:
         scope = entry.get("scope")
         if type(scope) is not list or len(scope) != 1 or type(scope[0]) is not int:
             raise ValueError(f"{where}: an input whose scope is not one variable; not the input of an HMM")
-        distribution, categories = _distribution(entry.get("dist"), f"{where}: dist")
-        fields |= {"variable": scope[0], "distribution": distribution, "num_categories": categories}
+        fields |= {"variable": scope[0], "num_categories": _num_categories(entry.get("dist"), f"{where}: dist")}
     elif "edges" not in fields:
         raise ValueError(f"{where}: a {kind} without edge_ids")
     return Node(kind, blocks, block_size, children, source=source, **fields)
@@ -171,8 +173,8 @@ def _check_dtype(described: Any, dtype: type, where: str) -> None:
         raise ValueError(f"{where}: its byte order is not little-endian")
 
 
-def _distribution(value: Any, where: str) -> tuple[tuple[str, str], int]:
-    """Name and number of categories of an input's nested `dist` pickle."""
+def _num_categories(value: Any, where: str) -> int:
+    """The number of categories in an input's nested `dist` pickle."""
     if not isinstance(value, memoryview):
         raise ValueError(f"{where}: an input without its distribution")
     call = read_pickle(value, where, _INNER)
@@ -186,4 +188,4 @@ def _distribution(value: Any, where: str) -> tuple[tuple[str, str], int]:
         number = call.args[0] if len(call.args) == arity and call.state is None else None
     if type(number) is not int or not 0 < number < 2**31:
         raise ValueError(f"{where}: its number of categories is not a positive integer")
-    return Global(*call.function), number
+    return number

@@ -27,7 +27,6 @@ DEFAULT_LAYOUT = (
     "hom_raw_T4_H4_V5",
     "hom_compiled_T4_H4_V5",
     "hom_compiled_T32_H32_V64_block32",
-    "hom_softevidence_T4_H4_V6",
     "inhom_raw_T4_H3_V5",
 )
 
@@ -75,7 +74,7 @@ def test_parameters_are_read_bit_for_bit(fixtures_dir, name):
     hmm = jpc.read(fixtures_dir / "jpc" / f"{name}.jpc")
     assert_same_bits(hmm, expected["pi"], expected["A"], expected["E"])
     assert hmm.length == expected["tokens"].shape[1]
-    assert hmm.normalization == ("local" if "softevidence" in name else "global")
+    assert hmm.normalization == "global"
 
 
 @pytest.mark.parametrize("name", GOLDEN)
@@ -211,6 +210,7 @@ def test_foreign_and_hostile_bytes(tmp_path, data, reason):
         (lambda n: n[0].update(scope=[0, 1]), "not one variable"),
         (lambda n: n[-1].update(external_params=b""), "external parameters"),
         (lambda n: n[-1].update(surprise=1), "unknown field 'surprise'"),
+        (lambda n: n[-1].update(normalization="both"), "neither global nor local"),
         (lambda n: n[-1].update(type="Root"), "type is not"),
         (lambda n: n[-1].update(block_size=2), "sum of one node"),
         (lambda n: n[-1].update(block_size=0), "positive integers"),
