@@ -171,7 +171,7 @@ def test_worked_examples_come_from_the_training_file(problems_file, data_cache):
     assert request.args[0].endswith("Answer:<|end|><|assistant|>")
 
 
-def test_the_stock_data_set_is_asked_for_on_the_hub(problems_file, monkeypatch):
+def test_the_stock_data_set_is_asked_for_on_the_hub(problems_file, data_cache, monkeypatch):
     asked = []
 
     def load_dataset(path, name=None, **options):

@@ -4,6 +4,7 @@ import json
 import pathlib
 import shutil
 
+import datasets
 import jax
 import pytest
 
@@ -146,8 +147,9 @@ def edit_json(path, **changes):
 
 
 @pytest.fixture
-def problems_file(tmp_path):
-    """Seven problems in GSM8K's schema."""
+def problems_file(tmp_path, monkeypatch):
+    """Seven problems in GSM8K's schema; the data sets' cache stays out of the home folder."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
     lines = [json.dumps({"question": question, "answer": answer}) for question, answer in QUESTIONS]
     (tmp_path / "problems.jsonl").write_text("\n".join(lines) + "\n")
     return tmp_path / "problems.jsonl"
