@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 Spec = tuple[np.dtype, tuple[int, ...]]
 
-# Small arrays share a save, which costs some 30 ms; a batch is what a save holds in memory.
-BATCH_BYTES = 64 * 2**20
+# Small arrays share a save, which costs some 30 ms; a batch is what a save holds, and what an interruption loses.
+BATCH_BYTES = 16 * 2**20
 # Chunks let a sharded restore read little more than its share.
 _CHUNK_BYTES = 64 * 2**20
 
@@ -32,7 +32,7 @@ def save_arrays(
 ) -> None:
     """Write arrays to the Orbax checkpoint `path`, reading each once; continues where an interrupted call stopped.
 
-    Besides one batch (64 MiB, or one larger array) nothing is held. Until the last array is written only
+    Besides one batch (16 MiB, or one larger array) nothing is held. Until the last array is written only
     `<path>.partial_save` exists. A call continues such a folder if the specs are the same: the caller makes sure of it.
 
     Args:
