@@ -98,11 +98,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _report(unraisable: sys.UnraisableHookArgs) -> None:
+    """Python's own report, unless it is TensorStore telling that a write ended after its save had failed."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
+
+
 def _prepare_process() -> None:
     """Conversion computes nothing: keep accelerators free; libraries' remarks to themselves, our warnings short."""
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     logging.getLogger("absl").setLevel(logging.ERROR)
+    sys.unraisablehook = _report
     warnings.showwarning = lambda message, *_: print(f"note: {message}", file=sys.stderr)
 
 

@@ -35,6 +35,4 @@ def describe(opened: OpenBackbone) -> str:
     """The backbone in a few words."""
     config = opened.config
     name = {"llada": "LLaDA", "dream": "Dream"}[config.family]
-    return (
-        f"{name} backbone, {config.num_layers} layers of width {config.width}, {config.num_params:,} weights"
-    )
+    return f"{name} backbone, {config.num_layers} layers of width {config.width}, {config.num_params:,} weights"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -162,6 +163,10 @@ def _saving(path: Path) -> Iterator[None]:
     context = ocp.Context()
     context.array.saving.use_compression = False  # weights hardly compress, and compressing takes most of the time
     context.array.saving.storage_options.chunk_byte_size = _CHUNK_BYTES
+    # Every layer of Orbax logs a failure with its stack before raising it, and remarks on continued runs.
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
     try:
         with context:
             yield
@@ -175,6 +180,8 @@ def _saving(path: Path) -> Iterator[None]:
             f"the disk is full ({free:.1f} GB free); make room and run the same command again, it continues",
             str(path.parent),
         ) from error
+    finally:
+        logger.setLevel(level)
 
 
 def _first_line(error: Exception) -> str:
