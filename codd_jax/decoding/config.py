@@ -21,6 +21,7 @@ _CHOICES = {
     "normalization": (None, "global", "local"),
     "pc_temperature_on": ("potentials", "coupled"),
     "step_split": ("even", "floor"),
+    "quota": ("row", "batch"),
 }
 # Threshold decoding compares a probability; entropy is not one and a random number says nothing.
 _PROBABILITIES = ("low_confidence", "margin", "topprob")
@@ -51,6 +52,8 @@ class DecodeConfig:
       window_remasking: ranks the positions that the windows are laid over; None = remasking.
       schedule: "even" or "timestep"; None = "timestep" for Dream's full canvas, else "even". eps: its last timestep.
       step_split: "even" shares steps out to all blocks, "floor" runs steps // blocks in each, as published.
+      quota: "row", or "batch" as Dream's published full-canvas loop has it: one quota for all rows of a batch, which
+        makes a row's tokens depend on its batch mates.
       alg_temp: draw the positions with this temperature instead of taking the best; None = off.
       threshold: commit every position whose confidence reaches this, at least one (Fast-dLLM, arXiv 2505.22618).
       threshold_factor: the same with a bound that falls with the number of tokens: (n + 1)(1 - c_n) < factor.
@@ -77,6 +80,7 @@ class DecodeConfig:
     schedule: str | None = None
     eps: float = 1e-3
     step_split: str = "even"
+    quota: str = "row"
     alg_temp: float | None = None
     threshold: float | None = None
     threshold_factor: float | None = None
@@ -166,12 +170,18 @@ class DecodeConfig:
             schedule = "threshold" if self.threshold is not None else "factor"
         stops = self.stop_ids if self.stop_ids is not None else stop_ids
         remasking = canonical_algorithm(self.remasking)
+        if self.quota == "batch" and (schedule != "timestep" or self.windows is not None):
+            raise ValueError(
+                f"quota='batch' is for the timestep schedule without windows; here the schedule is {schedule!r} and "
+                f"windows is {self.windows!r}; use quota='row'"
+            )
         strategy = Strategy(
             sampler="gumbel" if family == "llada" else "softmax",
             remasking=remasking,
             window_remasking=canonical_algorithm(self.window_remasking or self.remasking),
             schedule=schedule,
             step_split=self.step_split,
+            quota=self.quota,
             block_length=block,
             windows=self.windows,
             window_length=window,

@@ -48,4 +48,8 @@ def select(
     """[B, P] bool: what the step commits. order: from `order_keys`; key: from the proposal."""
     if strategy.schedule in ("threshold", "factor"):
         return above_threshold(key, candidates, numbers.threshold, strategy.schedule == "factor")
+    if strategy.quota == "batch":
+        joint = candidates.reshape(1, -1)
+        count = quota(block, joint, strategy, numbers)[:1]
+        return top_ranked(order.reshape(1, -1), joint, count).reshape(candidates.shape)
     return top_ranked(order, candidates, quota(block, candidates, strategy, numbers))

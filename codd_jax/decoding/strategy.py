@@ -29,6 +29,7 @@ class Strategy:
     window_remasking: str
     schedule: str
     step_split: str
+    quota: str
     block_length: int
     windows: str | None
     window_length: int

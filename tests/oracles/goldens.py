@@ -50,6 +50,7 @@ def decode_config(case: dict, gen_length: int = 512) -> DecodeConfig:
             window_remasking=case.get("remask_strategy"),
             windows="best" if case["loop"] == "window" else None,
             schedule="even" if case["loop"] == "block" else "timestep",
+            quota="batch" if case["loop"] == "sample" else "row",
             top_p=top_p if top_p is not None and top_p < 1 else None,
             top_k=given.get("top_k"),
             eps=given.get("eps", 1e-3),
