@@ -94,7 +94,7 @@ class Options:
         parts = [f"{self.num_shot}shot", self.family, task]
         parts += ["peft"] * bool(self.adapter) + ["block"] * (self.family == "dream" and self.windows is None)
         if self.circuit:
-            parts.append(f"pc_{pathlib.PurePath(self.circuit).stem}")
+            parts.append(f"pc_{pathlib.PurePath(self.circuit).name.removesuffix('.jpc')}")
         for name in _DECODE_FLAGS:
             if (field := _FIELDS.get(name, name)) in self.decoding:
                 value = self.decoding[field]

@@ -104,8 +104,8 @@ def test_flags_reach_the_decoder():
 
 
 def test_folder_names_tell_runs_apart():
-    argv = "--llada_ckpt A/b --num_steps 64 --pc_ckpt il18/llada-gsm-pc --pc_frac 0.5 --tag a"
-    assert options(*argv.split()).run_name("gsm8k") == ("0shot_llada_gsm8k_pc_llada-gsm-pc_num_steps=64_pc_frac=0.5_a")
+    argv = "--llada_ckpt A/b --num_steps 64 --pc_ckpt runs/gsm-1.5.jpc --pc_frac 0.5 --tag a"
+    assert options(*argv.split()).run_name("gsm8k") == ("0shot_llada_gsm8k_pc_gsm-1.5_num_steps=64_pc_frac=0.5_a")
     argv = "--dream_ckpt A/b --dream_block --seed 3 --top_k 0"
     assert options(*argv.split()).run_name("gsm8k") == "0shot_dream_gsm8k_block_top_k=0_seed=3"
 
