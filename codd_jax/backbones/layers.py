@@ -86,8 +86,9 @@ def rotary_table(length: int, head_dim: int, theta: float) -> tuple[jax.Array, j
 def rotate(x: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Array:
     """Turn channel pairs (c, c + head_dim/2) of x [batch, length, heads, head_dim] by the table's angles.
 
+    The table's factors are [length, head_dim], or [batch, length, head_dim] where rows stand at different positions.
     Computed in the wider of the dtypes of x and table: a float32 table gives LLaDA's full-precision rotation, one cast
     to the model's dtype gives Dream's. The result has the dtype of x.
     """
-    cos, sin = (part[:, None, :] for part in table)
+    cos, sin = (part[..., None, :] for part in table)
     return (x * cos + jnp.roll(x, x.shape[-1] // 2, axis=-1) * sin).astype(x.dtype)

@@ -1,6 +1,6 @@
 """The bidirectional transformer that LLaDA and Dream share: tokens in, logits of the chosen positions out."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 import jax
@@ -52,6 +52,11 @@ class Block(nnx.Module):
 
     def __call__(self, x: jax.Array, table: tuple[jax.Array, jax.Array], lengths: jax.Array | None) -> jax.Array:
         """[B, L, D] → [B, L, D]; `table` is the rotary table, `lengths` [B] the real length of each row."""
+        query, key, value = self.project(x, table)
+        return self.mix(x, query, key, value, lengths)
+
+    def project(self, x: jax.Array, table: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Queries [B, L, N, H], keys and values [B, L, K, H] of x [B, L, D], the first two turned by the table."""
         config = self.config
         y = self.attn_norm(x)
         query, key, value = self.q(y), self.k(y), self.v(y)
@@ -59,7 +64,13 @@ class Block(nnx.Module):
             query, key = self.q_norm(query), self.k_norm(key)
         query = rotate(heads(query, config.num_heads), table)
         key = rotate(heads(key, config.num_kv_heads), table)
-        mixed = attend(query, key, heads(value, config.num_kv_heads), lengths, self.attention_implementation)
+        return query, key, heads(value, config.num_kv_heads)
+
+    def mix(
+        self, x: jax.Array, query: jax.Array, key: jax.Array, value: jax.Array, lengths: jax.Array | None
+    ) -> jax.Array:
+        """x [B, L, D] plus attention over key and value [B, S, K, H], plus the feed-forward part."""
+        mixed = attend(query, key, value, lengths, self.attention_implementation)
         x = x + self.o(mixed.reshape(*mixed.shape[:2], -1))
         y = self.ff_norm(x)
         return x + self.down(jax.nn.silu(self.gate(y)) * self.up(y))
@@ -124,7 +135,7 @@ class Transformer(nnx.Module):
 
     def hidden_states(self, tokens: jax.Array, lengths: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
         """The embeddings [B, L, D] and the output of every block, [N, B, L, D], before the final norm."""
-        return self._embed(tokens), self._blocks(tokens, lengths, keep=True)[1]
+        return self.embedded(tokens), self._blocks(tokens, lengths, keep=True)[1]
 
     def logits(self, hidden: jax.Array, positions: jax.Array | None = None) -> jax.Array:
         """Logits float32 of the tokens at `positions` [B, P] (None: all) from hidden states [B, L, D].
@@ -144,31 +155,41 @@ class Transformer(nnx.Module):
             logits = logits + self.head.bias[...].astype(jnp.float32)
         return logits * self.config.width**-0.5 if self.config.scale_logits else logits
 
-    def _embed(self, tokens: jax.Array) -> jax.Array:
+    def embedded(self, tokens: jax.Array) -> jax.Array:
+        """What the first block reads, [..., D], of tokens [...]."""
         x = self.embed(tokens)
         return x * jnp.asarray(self.config.width**0.5, x.dtype) if self.config.input_emb_norm else x
 
+    def rotary(self, length: int) -> tuple[jax.Array, jax.Array]:
+        """The rotary table of positions 0..length-1, in the precision that the family turns in."""
+        table = rotary_table(length, self.config.head_dim, self.config.rope_theta)
+        return table if self.config.rope_float32 else tuple(part.astype(self.dtype) for part in table)
+
+    def fold_blocks(self, step: Callable[..., tuple[Any, Any]], x: Any, per_layer: Any = None) -> tuple[Any, Any]:
+        """Fold x, outputs[n] = step(x, blocks[n], per_layer[n]) over the blocks, the way the layout runs them.
+
+        Outputs and `per_layer` are trees of arrays with a leading layer axis in layout "stacked", and a tuple with one
+        tree for each block in layout "unrolled".
+        """
+        if self.layout == "stacked":
+            return jax.lax.scan(lambda x, layer: step(x, *layer), x, (self.blocks, per_layer))
+        outputs = []
+        for number, block in enumerate(self.blocks):
+            x, output = step(x, block, None if per_layer is None else per_layer[number])
+            outputs.append(output)
+        return x, tuple(outputs)
+
     def _blocks(self, tokens: jax.Array, lengths: jax.Array | None, keep: bool) -> tuple[jax.Array, jax.Array | None]:
         """Run the blocks; with `keep` also return each one's output, stacked."""
-        if tokens.ndim != 2 or (lengths is not None and lengths.shape != tokens.shape[:1]):
-            got = None if lengths is None else lengths.shape
-            raise ValueError(f"tokens must be [batch, length] and lengths [batch]; got {tokens.shape} and {got}")
-        table = rotary_table(tokens.shape[1], self.config.head_dim, self.config.rope_theta)
-        if not self.config.rope_float32:
-            table = tuple(part.astype(self.dtype) for part in table)
-        x = self._embed(tokens)
+        check_shapes(tokens, lengths)
+        table = self.rotary(tokens.shape[1])
 
-        def step(x: jax.Array, block: Block) -> tuple[jax.Array, jax.Array | None]:
+        def step(x: jax.Array, block: Block, _: None) -> tuple[jax.Array, jax.Array | None]:
             x = block(x, table, lengths)
             return x, x if keep else None
 
-        if self.layout == "stacked":
-            return jax.lax.scan(step, x, self.blocks)
-        kept = []
-        for block in self.blocks:
-            x, output = step(x, block)
-            kept.append(output)
-        return x, jnp.stack(kept) if keep else None
+        x, outputs = self.fold_blocks(step, self.embedded(tokens))
+        return x, jnp.stack(outputs) if keep and self.layout == "unrolled" else outputs
 
     def with_layout(self, layout: str) -> Self:
         """The same weights in another layout; arrays of the blocks are copied, the others are shared."""
@@ -209,6 +230,13 @@ class Transformer(nnx.Module):
             raise ValueError(f"the parameters do not fit the config: {'; '.join(wrong)}")
         nnx.replace_by_pure_dict(state, dict(params))
         return nnx.merge(graphdef, state)
+
+
+def check_shapes(tokens: jax.Array, lengths: jax.Array | None) -> None:
+    """Raise ValueError unless tokens are [batch, length] and lengths [batch] or None."""
+    if tokens.ndim != 2 or (lengths is not None and lengths.shape != tokens.shape[:1]):
+        got = None if lengths is None else lengths.shape
+        raise ValueError(f"tokens must be [batch, length] and lengths [batch]; got {tokens.shape} and {got}")
 
 
 def choose_layout(config: BackboneConfig, layout: str) -> str:
