@@ -99,7 +99,7 @@ def local_posterior(hmm: HMM, log_phi, tokens, known, log_latent=None) -> tuple[
     """Latent posterior [..., T, H] of the locally normalised chain with all of x observed, and its forward chain."""
     check_window(hmm, log_phi, tokens, known)
     observed = known_leaf_values(hmm, tokens)
-    masked = masked_leaf_values(hmm, jnp.where(known[..., None], 0, log_phi))
+    masked = masked_leaf_values(hmm, log_phi, ~known)
     return _posterior(hmm, jnp.where(known[..., None], observed, divide(observed, masked)), log_latent)
 
 
@@ -117,8 +117,7 @@ def token_counts(hmm: HMM, tokens: jax.Array, posterior: jax.Array) -> jax.Array
 
 def soft_token_counts(hmm: HMM, log_phi: jax.Array, known: jax.Array, weights: jax.Array) -> jax.Array:
     """Σ weights_t(z)·E[z,v]φ_t(v)/Σ_u E[z,u]φ_t(u) for weights [..., T, H], in the emission's shape."""
-    log_phi = jnp.where(known[..., None], 0, log_phi)
-    return _uses(lambda emission: masked_leaf_values(hmm.replace(emission=emission), log_phi), hmm.emission, weights)
+    return _uses(lambda e: masked_leaf_values(hmm.replace(emission=e), log_phi, ~known), hmm.emission, weights)
 
 
 def _latent_counts(hmm: HMM, forward: Chain, posterior: jax.Array) -> tuple[jax.Array, jax.Array]:

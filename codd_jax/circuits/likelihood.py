@@ -38,7 +38,7 @@ def conditional_log_likelihood(
         raise ValueError(f"normalization is {normalization!r}; it must be one of {', '.join(NORMALIZATIONS)}")
     check_window(hmm, log_phi, tokens, known)
     observed = known_leaf_values(hmm, tokens)
-    masked = masked_leaf_values(hmm, jnp.where(known[:, None], 0, log_phi))
+    masked = masked_leaf_values(hmm, log_phi, ~known)
     chosen = jnp.take_along_axis(log_phi, jnp.clip(tokens, 0, hmm.vocab_size - 1)[:, None], axis=-1)[:, 0]
     potential = jnp.sum(jnp.where(known, 0, chosen))
     if normalization == "global":

@@ -132,7 +132,9 @@ def log_matvec(x: jax.Array, matrix: jax.Array, axis: int) -> jax.Array:
     return log_unscaled(matvec(matrix, exp_scaled(x, bits), axis), bits)
 
 
-def deep_log_matvec(x: jax.Array, matrix: jax.Array, axis: int, weight: jax.Array | None = None) -> jax.Array:
+def deep_log_matvec(
+    x: jax.Array, matrix: jax.Array, axis: int, wanted: jax.Array | None = None, weight: jax.Array | None = None
+) -> jax.Array:
     """`log_matvec` for any x, exact however far the weights that count lie below the largest one.
 
     A result below the floor has only zeros in the matrix against every weight of the top band, so the band can be
@@ -142,6 +144,7 @@ def deep_log_matvec(x: jax.Array, matrix: jax.Array, axis: int, weight: jax.Arra
       x: [..., n] log-weights, -inf allowed.
       matrix: [m, n] for axis 1 or [n, m] for axis 0, entries in [0, 1].
       axis: the axis of the matrix that is contracted.
+      wanted: [...] bool; the other rows are not looked after and may come out rough.
       weight: [..., m] log-weights that the results will be added to and normalised with; results that would be less
         than exp(-103) of the largest one are then not looked for and stay as they are, -inf or rough.
     """
@@ -149,48 +152,60 @@ def deep_log_matvec(x: jax.Array, matrix: jax.Array, axis: int, weight: jax.Arra
 
     def level(x, top):
         out = log_matvec(x - top, matrix, axis)
-        ceiling = top - scaling.band
-        top_below = jnp.max(jnp.where(x > ceiling, -jnp.inf, x), axis=-1, keepdims=True)
-        lost = (out < scaling.floor) & (top_below > -jnp.inf)
+        lost = out < scaling.floor
+        if wanted is not None:
+            lost &= wanted[..., None]
         if weight is not None:
-            heard = jnp.where(out > scaling.floor, out + weight, -jnp.inf)
-            lost &= scaling.floor + weight > jnp.max(heard, axis=-1, keepdims=True) - _NEGLIGIBLE
-        return out + top, lost, ceiling, top_below
+            lost &= scaling.floor + weight > jnp.max(out + weight, axis=-1, keepdims=True) - _NEGLIGIBLE
+        return out + top, lost
 
     def deeper(carry):
-        out, lost, ceiling, top = carry
-        top = jnp.where(top == -jnp.inf, 0, top)
-        out_below, lost_below, ceiling, top = level(jnp.where(x > ceiling, -jnp.inf, x), top)
-        return jnp.where(lost, out_below, out), lost & lost_below, ceiling, top
+        out, lost, ceiling = carry
+        rest = jnp.where(x > ceiling, -jnp.inf, x)
+        left = jnp.max(rest, axis=-1, keepdims=True)
+        top = jnp.where(left == -jnp.inf, 0, left)
+        out_below, lost_below = level(rest, top)
+        return jnp.where(lost, out_below, out), lost & lost_below & (left > -jnp.inf), top - scaling.band
 
-    return lax.while_loop(lambda carry: batch_any(jnp.any(carry[1])), deeper, level(x, finite_max(x)))[0]
+    top = finite_max(x)
+    start = (*level(x, top), top - scaling.band)
+    return lax.while_loop(lambda carry: batch_any(jnp.any(carry[1])), deeper, start)[0]
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
-def log_matmul(log_weights: jax.Array, matrix: jax.Array, axis: int, result_weights: jax.Array | None = None):
+def log_matmul(
+    log_weights: jax.Array,
+    matrix: jax.Array,
+    axis: int,
+    wanted: jax.Array | None = None,
+    result_weights: jax.Array | None = None,
+) -> jax.Array:
     """log(matrix · exp(log_weights)) over the last axis, differentiable and exact; see `deep_log_matvec`.
 
     Args:
       log_weights: [..., n], -inf allowed, NaN passed on.
       matrix: [m, n] for axis 1, [n, m] for axis 0, entries in [0, 1], float32 or bfloat16.
       axis: which axis of the matrix is contracted.
+      wanted: optional [...] bool, rows whose results are used.
       result_weights: optional [..., m], see `weight` of `deep_log_matvec`.
 
     Returns:
       [..., m] in float32 (float64 where log_weights is).
     """
-    return deep_log_matvec(log_weights.astype(compute_dtype(log_weights)), matrix, axis, result_weights)
+    return deep_log_matvec(log_weights.astype(compute_dtype(log_weights)), matrix, axis, wanted, result_weights)
 
 
 @functools.partial(log_matmul.defjvp, symbolic_zeros=True)
 def _log_matmul_jvp(axis, primals, tangents):
-    x, matrix, weight = primals
+    x, matrix, wanted, weight = primals
     d_x, d_matrix = (None if type(t) is SymbolicZero else t for t in tangents[:2])
-    out = log_matmul(x, matrix, axis, weight)
+    out = log_matmul(x, matrix, axis, wanted, weight)
     x = x.astype(out.dtype)
+    if wanted is not None:  # whatever those rows hold, it must not reach a sum, not even times zero
+        x = jnp.where(wanted[..., None], x, -jnp.inf)
     top = finite_max(x)
-    finite = out > -jnp.inf
-    deep = batch_any(jnp.any(finite & (out - top < TANGENT_FLOOR)))
+    deep = (out > -jnp.inf) & (out - top < TANGENT_FLOOR)
+    deep = batch_any(jnp.any(deep if wanted is None else deep & wanted[..., None]))
     weights = exp_scaled(x - top, TANGENT_BITS)
     inverse = inverse_scaled(out - top)
 

@@ -30,15 +30,20 @@ def leaf_values(hmm: HMM, log_phi: jax.Array | None, tokens: jax.Array, known: j
     if log_phi is None or hmm.normalization == "local":
         masked = jnp.zeros((), logspace.compute_dtype(hmm.initial))
     else:
-        masked = masked_leaf_values(hmm, jnp.where(known[..., None], 0, log_phi))
+        masked = masked_leaf_values(hmm, log_phi, ~known)
     return jnp.where(known[..., None], known_leaf_values(hmm, tokens), masked)
 
 
-def masked_leaf_values(hmm: HMM, log_phi: jax.Array) -> jax.Array:
-    """log Σ_v E[z,v] φ_t(v) for every position, [..., T, V] → [..., T, H]; exact where float32 φ underflows."""
+def masked_leaf_values(hmm: HMM, log_phi: jax.Array, wanted: jax.Array | None = None) -> jax.Array:
+    """log Σ_v E[z,v] φ_t(v) for every position, [..., T, V] → [..., T, H]; exact where float32 φ underflows.
+
+    `wanted` [..., T] marks the positions whose values are used; the others may come out rough.
+    """
     if hmm.emission.ndim == 2:
-        return logspace.log_matmul(log_phi, hmm.emission, 1)
-    return jax.vmap(lambda x, e: logspace.log_matmul(x, e, 1), in_axes=(-2, 0), out_axes=-2)(log_phi, hmm.emission)
+        return logspace.log_matmul(log_phi, hmm.emission, 1, wanted)
+    axes = (-2, 0, None if wanted is None else -1)
+    product = jax.vmap(lambda x, e, w: logspace.log_matmul(x, e, 1, w), in_axes=axes, out_axes=-2)
+    return product(log_phi, hmm.emission, wanted)
 
 
 def known_leaf_values(hmm: HMM, tokens: jax.Array) -> jax.Array:

@@ -88,9 +88,9 @@ def conditional_rows(hmm: HMM, log_phi: jax.Array, log_w: jax.Array, emission: j
     log_phi = log_phi.astype(log_w.dtype)
     prior = lax.stop_gradient(log_phi)
     if emission.ndim == 2:
-        mixed = logspace.log_matmul(log_w, emission, 0, prior)
+        mixed = logspace.log_matmul(log_w, emission, 0, None, prior)
     else:
-        product = jax.vmap(lambda w, e, p: logspace.log_matmul(w, e, 0, p), in_axes=(-2, 0, -2), out_axes=-2)
+        product = jax.vmap(lambda w, e, p: logspace.log_matmul(w, e, 0, None, p), in_axes=(-2, 0, -2), out_axes=-2)
         mixed = product(log_w, emission, prior)
     return logspace.log_normalize(mixed + log_phi)
 

@@ -58,7 +58,7 @@ def fold(hmm, counts):
 @pytest.mark.parametrize("zeros", [False, True])
 @pytest.mark.parametrize(("layout", "tied"), LAYOUTS)
 def test_objective_gradient_and_counts(layout, tied, zeros, normalization):
-    for latent in (False, True):
+    for latent in (False, True) if tied and normalization == "global" else (True,):
         for inputs, case in possible_cases(tied=tied, latent=latent, zeros=zeros):
             hmm = inputs[0]
             value, gradients, (up, down) = jax.device_get(compiled(normalization)(*inputs))
@@ -162,19 +162,29 @@ def test_anemone_and_dual_ratio_equal_the_goldens(fixtures_dir, inputs, momentum
     golden = np.load(fixtures_dir / "jpc" / "em_update_golden.npz")
     hmm = HMM(*(jnp.asarray(golden[f"{inputs}_init_{name}"]) for name in ("pi", "A", "E")), length=4)
     tokens = golden[f"{inputs}_tokens"].astype(np.int32)
-    up_state = down_state = updates.Momentum.init(hmm)
     rates = {"num_windows": 4, "step_size": float(golden["step_size"]), "pseudocount": float(golden["pseudocount"])}
-    for first in range(0, 6, 2):
-        window = jnp.asarray(tokens[first : first + 2])
+
+    @jax.jit
+    def likelihood_step(state, window):
+        hmm, memory = state
+        counts, memory = memory.update(circuits.observed_counts(hmm, window), momentum)
+        return updates.anemone_update(hmm, counts, **rates), memory
+
+    @jax.jit
+    def conditional_step(state, window, log_phi):
+        hmm, memories = state
+        pair = circuits.conditional_counts(hmm, log_phi, window, jnp.zeros(window.shape, bool), "local")
+        (up, first), (down, second) = (m.update(c, momentum) for m, c in zip(memories, pair, strict=True))
+        return updates.dual_ratio_update(hmm, up, down.emission, **rates), (first, second)
+
+    memory = updates.Momentum.init(hmm)
+    state = (hmm, memory) if inputs == "cat" else (hmm, (memory, memory))
+    for batch in np.split(np.arange(6), 3):
         if inputs == "cat":
-            up, up_state = up_state.update(circuits.observed_counts(hmm, window), momentum)
-            hmm = updates.anemone_update(hmm, up, **rates)
+            state = likelihood_step(state, tokens[batch])
         else:
-            log_phi, known = jnp.asarray(golden["soft_log_phi"][first : first + 2]), jnp.zeros(window.shape, bool)
-            up, down = circuits.conditional_counts(hmm, log_phi, window, known, "local")
-            up, up_state = up_state.update(up, momentum)
-            down, down_state = down_state.update(down, momentum)
-            hmm = updates.dual_ratio_update(hmm, up, down.emission, **rates)
+            state = conditional_step(state, tokens[batch], golden["soft_log_phi"][batch])
+    hmm = state[0]
     for name, got in (("pi", hmm.initial), ("A", hmm.transition), ("E", hmm.emission)):
         np.testing.assert_allclose(got, golden[f"{inputs}_anemone_mu{momentum}_{name}"], atol=1e-5)
 
@@ -185,8 +195,9 @@ def test_em_raises_the_likelihood_to_a_fixed_point_of_the_formula(layout, tied):
     windows = jnp.asarray(np.random.default_rng(0).integers(4, size=(30, 4)), jnp.int32)
     likelihood = jax.jit(jax.vmap(circuits.log_likelihood, in_axes=(None, 0)))
     before = likelihood(hmm, windows).sum()
+    step = jax.jit(lambda hmm: updates.em_update(hmm, circuits.observed_counts(hmm, windows), 0.7, 1e-6))
     for _ in range(5):
-        hmm = updates.em_update(hmm, circuits.observed_counts(hmm, windows), step_size=0.7, pseudocount=1e-6).validate()
+        hmm = step(hmm).validate()
         after = likelihood(hmm, windows).sum()
         assert after > before
         before = after
@@ -204,10 +215,15 @@ def test_extended_baum_welch_raises_the_conditional_likelihood(layout, tied):
     objective = jax.jit(
         lambda hmm: jax.vmap(functools.partial(circuits.conditional_log_likelihood, hmm))(*stacked).sum()
     )
+
+    @jax.jit
+    def step(hmm):
+        up, down = circuits.conditional_counts(hmm, *stacked)
+        return updates.extended_baum_welch_update(hmm, up, down, num_windows=8, damping=2.0)
+
     before = start = objective(hmm)
     for _ in range(6):
-        up, down = circuits.conditional_counts(hmm, *stacked)
-        hmm = updates.extended_baum_welch_update(hmm, up, down, num_windows=8, damping=2.0).validate()
+        hmm = step(hmm).validate()
         after = objective(hmm)
         assert after > before
         before = after

@@ -122,7 +122,8 @@ class Case:
         masked = ~self.known
         if normalization == "global":
             phi = self.log_phi[np.arange(self.length), self.tokens][masked].sum()
-            return self.observed().log_partition() + phi - self.log_partition()
+            joint = self.observed().log_partition() + phi
+            return joint - self.log_partition() if joint > -np.inf else joint
         ones = np.ones(self.log_phi.shape[1])
         free = [self.evidence(t) if self.known[t] else ones for t in range(self.length)]
         fixed = [self.observed().evidence(t) for t in range(self.length)]
