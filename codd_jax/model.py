@@ -195,7 +195,7 @@ class CoDD:
           A `Generation` whose rows are the whole texts.
 
         Raises:
-          ValueError: a text without a hole, or shorter than the circuit's window.
+          ValueError: a text without a hole.
         """
         rows = encode_holes(texts, self.tokenizer, vocab_size=self.config.vocab_size, mask_id=self.config.mask_id)
         config = config or self.defaults
@@ -281,8 +281,7 @@ class CoDD:
 
     def _check(self, config: DecodeConfig, rows: Sequence[Sequence[int]], added: int) -> None:
         """Raises what is wrong with decoding `rows` with `added` masks each, before anything runs."""
-        longest, shortest = max(map(len, rows)) + added, min(map(len, rows)) + added
-        check_length(self.config, longest)
+        check_length(self.config, max(map(len, rows)) + added)
         coupled = self.hmm is not None and config.coupling != "none"
         config.validate_against(
             vocab_size=self.config.vocab_size,
@@ -290,11 +289,6 @@ class CoDD:
             circuit_length=self.hmm.length if coupled else None,
             circuit_vocab_size=self.hmm.vocab_size if coupled else None,
         )
-        if coupled and shortest < self.hmm.length:
-            raise ValueError(
-                f"a row has {shortest} tokens in all and the circuit's window covers {self.hmm.length}; "
-                "give it more text or a longer gen_length, or decode with coupling='none'"
-            )
 
 
 def check_fit(config: BackboneConfig, info: circuit_io.CircuitInfo) -> None:

@@ -77,6 +77,11 @@ def test_steps_count_forward_passes(plain):
     assert out.tokens_per_forward == pytest.approx(2.0)
 
 
+def test_a_text_shorter_than_the_window_is_coupled_too(coupled):
+    out = coupled.generate([[5, 6, 7]], DecodeConfig(steps=4, gen_length=8, block_length=8, pc_frac=None))
+    assert len(out.tokens[0]) == 8 and 304 not in out.tokens[0] and out.pc_failures.tolist() == [0]
+
+
 def test_infill_keeps_the_text_around_its_holes(coupled):
     text = "The answer is <mask:5>, and then <mask> more words follow."
     out = coupled.infill(text, CONFIG)
@@ -200,8 +205,6 @@ def test_published_defaults_are_taken_over(fixtures_dir, tmp_path):
 def test_configurations_that_do_not_fit_are_refused(coupled, plain):
     with pytest.raises(ValueError, match="block_length is 32 but the circuit covers windows of 16"):
         coupled.generate("Hi", DecodeConfig(steps=32, gen_length=64, block_length=32))
-    with pytest.raises(ValueError, match="circuit's window covers 16"):
-        coupled.generate([[5, 6, 7]], DecodeConfig(steps=4, gen_length=8, block_length=8))
     with pytest.raises(ValueError, match="exceeds the limit"):
         plain.generate("Hi", DecodeConfig(steps=256, gen_length=200_000))
     with pytest.warns(UserWarning, match="exceeds the checkpoint's context of 256"):
