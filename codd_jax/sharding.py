@@ -3,6 +3,7 @@
 import re
 import warnings
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -77,6 +78,25 @@ def partition_spec(path: tuple, rank: int, config: BackboneConfig, size: int) ->
         if re.fullmatch(pattern, name) and getattr(config, unit) % size == 0:
             return PartitionSpec(*(None,) * (rank - len(axes)), *axes)
     return PartitionSpec()
+
+
+def circuit_sharding(circuit: Any, mesh: Mesh | None) -> Any:
+    """A circuit with a sharding in place of every array, as `jax.device_put` takes it; None for no mesh.
+
+    Emissions are split over the vocabulary, as the head's logits are: the leaf product then needs one small sum over
+    devices and no copy of E. They are replicated, with a warning, where the model axis does not divide V.
+    """
+    if mesh is None:
+        return None
+    size, tokens = mesh.shape["model"], circuit.emission.shape[-1]
+    if tokens % size:
+        warnings.warn(
+            f"the model axis of {size} does not divide the circuit's vocabulary of {tokens}: it is replicated",
+            stacklevel=2,
+        )
+    split = PartitionSpec() if tokens % size else PartitionSpec(*(None,) * (circuit.emission.ndim - 1), "model")
+    whole = NamedSharding(mesh, PartitionSpec())
+    return circuit.replace(initial=whole, transition=whole, emission=NamedSharding(mesh, split))
 
 
 def batch_sharding(mesh: Mesh | None) -> NamedSharding | None:

@@ -6,11 +6,21 @@ import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
+from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 
 from codd_jax.backbones import PRESETS
-from codd_jax.sharding import backbone_sharding, batch_sharding, make_mesh, partition_spec, replicated
+from codd_jax.circuits import HMM
+from codd_jax.sharding import (
+    backbone_sharding,
+    batch_sharding,
+    circuit_sharding,
+    make_mesh,
+    partition_spec,
+    replicated,
+)
 
 # Devices can be emulated only before JAX starts, so the comparison runs in a process of its own.
 EIGHT_DEVICES = """
@@ -132,3 +142,21 @@ def test_meshes_are_read_from_strings_and_dicts():
 def test_bad_meshes_are_refused(spec, said):
     with pytest.raises(ValueError, match=said):
         make_mesh(spec)
+
+
+def test_emissions_are_split_over_the_vocabulary():
+    hmm = HMM(*map(np.zeros, ((3,), (3, 3), (3, 8))), length=4)
+    mesh = make_mesh("model:1")
+    placed = jax.device_put(hmm, circuit_sharding(hmm, mesh))
+    assert placed.emission.sharding.spec == P(None, "model")
+    assert placed.transition.sharding.spec == placed.initial.sharding.spec == P()
+    untied = HMM(*map(np.zeros, ((3,), (3, 3, 3), (4, 3, 8))), length=4)
+    assert circuit_sharding(untied, mesh).emission.spec == P(None, None, "model")
+    assert circuit_sharding(hmm, None) is None
+
+
+def test_a_circuit_whose_vocabulary_does_not_divide_is_replicated():
+    hmm = HMM(*map(np.zeros, ((3,), (3, 3), (3, 9))), length=4)
+    mesh = AbstractMesh((1, 2), ("data", "model"))
+    with pytest.warns(UserWarning, match="model axis of 2 does not divide the circuit's vocabulary of 9"):
+        assert circuit_sharding(hmm, mesh).emission.spec == P()
