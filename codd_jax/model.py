@@ -188,8 +188,8 @@ class CoDD:
     ) -> Generation:
         """Fills the holes of texts: `<mask>` is one token, `<mask:8>` a span of eight; in lists of ids, the mask id.
 
-        The whole text is one canvas: `gen_length` and `block_length` have no say, the circuit's windows are laid over
-        the holes, nothing ends at EOS, and `steps` are shared by all holes (at most one a hole).
+        The whole text is one canvas: `gen_length`, `block_length` and `cache` have no say, the circuit's windows are
+        laid over the holes, nothing ends at EOS, and `steps` are shared by all holes (at most one a hole).
 
         Returns:
           A `Generation` whose rows are the whole texts.
@@ -205,6 +205,8 @@ class CoDD:
             steps=min(config.steps, max(row.count(self.config.mask_id) for row in rows)),
             gen_length=max(map(len, rows)),
             block_length=None,
+            cache="none",
+            cache_refresh=None,
             windows=config.windows or ("cover" if self.hmm is not None else None),
             stop_at_eos=False,
         )

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from codd_jax.decoding.checks import check_cache, is_number, listed, require_count, require_range
 from codd_jax.decoding.strategy import Numbers, Strategy
 
 ALGORITHMS = ("low_confidence", "margin", "entropy", "topprob", "random")
@@ -22,6 +23,7 @@ _CHOICES = {
     "pc_temperature_on": ("potentials", "coupled"),
     "step_split": ("even", "floor"),
     "quota": ("row", "batch"),
+    "cache": ("none", "prefix", "dual"),
 }
 # Threshold decoding compares a probability; entropy is not one and a random number says nothing.
 _PROBABILITIES = ("low_confidence", "margin", "topprob")
@@ -57,6 +59,9 @@ class DecodeConfig:
       alg_temp: draw the positions with this temperature instead of taking the best; None = off.
       threshold: commit every position whose confidence reaches this, at least one (Fast-dLLM, arXiv 2505.22618).
       threshold_factor: the same with a bound that falls with the number of tokens: (n + 1)(1 - c_n) < factor.
+      cache: keys and values kept between the steps of a block, an approximation that saves time (Fast-dLLM, arXiv
+        2505.22618): "none", "prefix" (of the positions before the block) or "dual" (and of those after it).
+      cache_refresh: compute them anew every so many steps of a block; None = once a block. 1 is exact.
       stop_at_eos: finish a row when a finished block holds a stop id. stop_ids: those ids, None = the tokenizer's.
       num_samples: answers per prompt.
     """
@@ -84,6 +89,8 @@ class DecodeConfig:
     alg_temp: float | None = None
     threshold: float | None = None
     threshold_factor: float | None = None
+    cache: str = "none"
+    cache_refresh: int | None = None
     stop_at_eos: bool = True
     stop_ids: Sequence[int] | None = None
     num_samples: int = 1
@@ -91,17 +98,17 @@ class DecodeConfig:
     def __post_init__(self) -> None:
         """Raises a ValueError that names the value, what it may be, and the other value it clashes with."""
         for name in ("steps", "gen_length", "num_samples"):
-            _require_count(name, getattr(self, name))
-        for name in ("block_length", "top_k"):
+            require_count(name, getattr(self, name))
+        for name in ("block_length", "top_k", "cache_refresh"):
             if getattr(self, name) is not None:
-                _require_count(name, getattr(self, name), " or None")
+                require_count(name, getattr(self, name), " or None")
         for name in ("remasking", "window_remasking"):
             value = getattr(self, name)
             if not (value is None and name == "window_remasking"):
                 canonical_algorithm(value, name)
         for name, known in _CHOICES.items():
             if getattr(self, name) not in known:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; known are {_listed(known)}")
+                raise ValueError(f"{name} is {getattr(self, name)!r}; known are {listed(known)}")
         self._check_ranges()
         self._check_clashes()
         if self.stop_ids is not None:
@@ -109,18 +116,19 @@ class DecodeConfig:
 
     def _check_ranges(self) -> None:
         for name in ("temperature", "cfg_scale", "pc_temperature"):
-            _require_range(name, getattr(self, name), 0.0, math.inf)
+            require_range(name, getattr(self, name), 0.0, math.inf)
         for name in ("pc_frac", "alg_temp"):
             if getattr(self, name) is not None:
-                _require_range(name, getattr(self, name), 0.0, math.inf, " or None")
+                require_range(name, getattr(self, name), 0.0, math.inf, " or None")
         for name, low, high in (("top_p", 0.0, 1.0), ("threshold", 0.0, 1.0), ("threshold_factor", 0.0, math.inf)):
             value = getattr(self, name)
-            if value is not None and not (_is_number(value) and low < value <= high and math.isfinite(value)):
+            if value is not None and not (is_number(value) and low < value <= high and math.isfinite(value)):
                 raise ValueError(f"{name} is {value!r}; it must be above {low:g} and at most {high:g}, or None")
-        if not (_is_number(self.eps) and 0.0 < self.eps < 1.0):
+        if not (is_number(self.eps) and 0.0 < self.eps < 1.0):
             raise ValueError(f"eps is {self.eps!r}; the last timestep must be between 0 and 1, both excluded")
 
     def _check_clashes(self) -> None:
+        check_cache(self.cache, self.cache_refresh, self.block_length, self.windows)
         thresholds = [name for name in ("threshold", "threshold_factor") if getattr(self, name) is not None]
         if len(thresholds) == 2:
             raise ValueError(
@@ -132,7 +140,7 @@ class DecodeConfig:
             if canonical_algorithm(self.remasking) not in _PROBABILITIES:
                 raise ValueError(
                     f"{name} compares a probability, but remasking={self.remasking!r} does not give one; "
-                    f"use one of {_listed(_PROBABILITIES)}"
+                    f"use one of {listed(_PROBABILITIES)}"
                 )
             if self.alg_temp:
                 raise ValueError(
@@ -160,7 +168,7 @@ class DecodeConfig:
           circuit_length: T of the circuit, None without one.
         """
         if family not in FAMILIES:
-            raise ValueError(f"family is {family!r}; known are {_listed(FAMILIES)}")
+            raise ValueError(f"family is {family!r}; known are {listed(FAMILIES)}")
         coupled = circuit_length is not None and self.coupling != "none"
         block, window = self._lengths(circuit_length)
         schedule = self.schedule
@@ -189,6 +197,7 @@ class DecodeConfig:
             normalization=self.normalization,
             pc_temperature_on=self.pc_temperature_on,
             guided=self.cfg_scale > 0,
+            cache=self.cache,
             mask_id=int(mask_id),
             stop_ids=tuple(sorted({int(token) for token in stops})) if self.stop_at_eos else (),
         )
@@ -228,6 +237,7 @@ class DecodeConfig:
             eps=np.float32(self.eps),
             alg_temp=np.float32(self.alg_temp or 0.0),
             threshold=np.float32(0.0 if threshold is None else threshold),
+            cache_refresh=np.int32(np.iinfo(np.int32).max if self.cache_refresh is None else self.cache_refresh),
         )
 
     def validate_against(
@@ -278,23 +288,5 @@ def canonical_algorithm(name: str, field: str = "remasking") -> str:
     """The one name of a ranking algorithm or its synonym; a ValueError listing the known ones."""
     canonical = SYNONYMS.get(name, name)
     if canonical not in ALGORITHMS:
-        raise ValueError(f"{field} is {name!r}; known are {_listed(ALGORITHMS)} and the synonyms {_listed(SYNONYMS)}")
+        raise ValueError(f"{field} is {name!r}; known are {listed(ALGORITHMS)} and the synonyms {listed(SYNONYMS)}")
     return canonical
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
-
-
-def _require_count(name: str, value: object, suffix: str = "") -> None:
-    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} is {value!r}; it must be a whole number of at least 1{suffix}")
-
-
-def _require_range(name: str, value: object, low: float, high: float, suffix: str = "") -> None:
-    if not (_is_number(value) and low <= value < high):
-        raise ValueError(f"{name} is {value!r}; it must be a finite number of at least {low:g}{suffix}")
-
-
-def _listed(names: Sequence) -> str:
-    return ", ".join(str(name) for name in names)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from codd_jax.backbones.cache import encode_again, encode_and_keep
 from codd_jax.decoding.strategy import Numbers, Strategy
 
 
@@ -50,6 +51,19 @@ class BackboneDenoiser:
         """Logits [B, P, V] from hidden states, aligned to the token they predict."""
         return nnx.merge(self.graphdef, params).logits(features, positions)
 
+    def encode_and_keep(self, params, tokens, lengths, call):
+        """Hidden states [B, L, D], and every block's keys and values; see `cache.CachedDenoiser`."""
+        del call
+        return encode_and_keep(nnx.merge(self.graphdef, params), tokens, lengths)
+
+    def encode_again(self, params, kept, tokens, lengths, positions):
+        """Hidden states [B, P, D] at `positions`, with kept keys and values elsewhere."""
+        return encode_again(nnx.merge(self.graphdef, params), kept, tokens, lengths, positions)
+
+    def lookback(self, params):
+        """1 where a position is predicted from the hidden state before it (Dream)."""
+        return int(nnx.merge(self.graphdef, params).config.shift_logits)
+
     def __call__(self, params, tokens, lengths, positions, call):
         """Logits [B, P, V]."""
         return self.head(params, self.encode(params, tokens, lengths, call), positions)
@@ -89,11 +103,25 @@ def read_canvas(
 
     Guidance is un + (s + 1)(c - un), the unconditional row hiding every position `given` from the start.
     """
-    cfg_scale = None
-    if strategy.guided:
-        cfg_scale = numbers.cfg_scale
-        tokens = jnp.concatenate([tokens, jnp.where(given, strategy.mask_id, tokens)])
-        lengths = jnp.concatenate([lengths, lengths])
-    two_part = isinstance(denoiser, TwoPartDenoiser)
-    features = denoiser.encode(params, tokens, lengths, call) if two_part else (tokens, lengths)
-    return Reader(denoiser, params, features, call, cfg_scale, two_part)
+    tokens, lengths = step_rows(tokens, given, lengths, strategy)
+    if not isinstance(denoiser, TwoPartDenoiser):
+        cfg_scale = numbers.cfg_scale if strategy.guided else None
+        return Reader(denoiser, params, (tokens, lengths), call, cfg_scale, two_part=False)
+    return read_features(denoiser, params, denoiser.encode(params, tokens, lengths, call), call, strategy, numbers)
+
+
+def step_rows(
+    tokens: jax.Array, given: jax.Array, lengths: jax.Array, strategy: Strategy
+) -> tuple[jax.Array, jax.Array]:
+    """Tokens and lengths of the rows that the backbone runs on: B, or 2B where guidance is on."""
+    if not strategy.guided:
+        return tokens, lengths
+    hidden = jnp.where(given, strategy.mask_id, tokens)
+    return jnp.concatenate([tokens, hidden]), jnp.concatenate([lengths, lengths])
+
+
+def read_features(
+    denoiser: Any, params: Any, features: Any, call: jax.Array, strategy: Strategy, numbers: Numbers
+) -> Reader:
+    """Logits out of features that a `TwoPartDenoiser` computed of `step_rows`."""
+    return Reader(denoiser, params, features, call, numbers.cfg_scale if strategy.guided else None, two_part=True)

@@ -15,10 +15,11 @@ from tqdm import tqdm
 
 from codd_jax.circuits import HMM
 from codd_jax.decoding.blocks import block_window_start
+from codd_jax.decoding.cache import CachedDenoiser, cache_span, read_memory, refresh
 from codd_jax.decoding.canvas import Block, Canvas
 from codd_jax.decoding.regions import competing, rows_at_work
 from codd_jax.decoding.schedule import block_steps
-from codd_jax.decoding.steps import take_step
+from codd_jax.decoding.steps import commit_step, take_step
 from codd_jax.decoding.strategy import Numbers, Strategy
 from codd_jax.sharding import batch_sharding, replicated
 
@@ -50,7 +51,8 @@ def decode(
 
     Raises:
       FloatingPointError: NaN or infinite logits, naming row and step.
-      ValueError: a circuit whose length is not the strategy's window, or fewer steps than blocks.
+      ValueError: a circuit whose length is not the strategy's window, fewer steps than blocks, or a denoiser that
+        cannot keep what the strategy wants kept.
     """
     blocks = decode_blocks(denoiser, params, canvas, strategy, numbers, hmm=hmm, mesh=mesh)
     for after in tqdm(blocks, total=num_blocks(canvas, strategy), desc="decoding", disable=not progress):
@@ -81,13 +83,14 @@ def decode_blocks(
 
     finished: asked after every block which rows [B] bool the caller has heard enough of; they are done.
     """
-    _check(strategy, numbers, hmm, num_blocks(canvas, strategy))
+    _check(denoiser, strategy, numbers, hmm, num_blocks(canvas, strategy))
     if strategy.coupling == "none":
         hmm = None
     elif strategy.normalization is not None:
         hmm = hmm.replace(normalization=strategy.normalization)
     if mesh is not None:
         canvas = _shard_rows(canvas, mesh)
+    longest = _longest(canvas)
     for index in range(num_blocks(canvas, strategy)):
         canvas, survey = begin_block(canvas, strategy, numbers, np.int32(index))
         survey = jax.device_get(survey)
@@ -95,7 +98,8 @@ def decode_blocks(
             return
         if survey.working:
             room = next((room for room in _STRAY_ROOMS if room >= survey.strays), canvas.tokens.shape[-1])
-            canvas = run_block(denoiser, params, canvas, strategy, numbers, hmm, strays=room)
+            span = cache_span(canvas, strategy, longest, int(survey.suffix)) if strategy.cache != "none" else 0
+            canvas = run_block(denoiser, params, canvas, strategy, numbers, hmm, strays=room, span=span)
             raise_if_bad(canvas)
             if finished is not None:
                 canvas = canvas.replace(done=canvas.done | finished(canvas))
@@ -103,17 +107,27 @@ def decode_blocks(
 
 
 class BlockSurvey(NamedTuple):
-    """What the host must know to run a block: [] bool all rows done, [] bool any row at work, [] int32 most strays."""
+    """What the host must know to run a block.
+
+    Attributes:
+      all_done, working: [] bool, whether all rows are done, whether any is at work.
+      strays: [] int32, most masks that a row has before its window (before its block where keys and values are kept).
+      suffix: [] int32, most positions that a row has from the block's start on.
+    """
 
     all_done: jax.Array
     working: jax.Array
     strays: jax.Array
+    suffix: jax.Array
 
 
 def num_blocks(canvas: Canvas, strategy: Strategy) -> int:
     """Blocks of the longest generation."""
-    longest = int((np.asarray(canvas.lengths) - np.asarray(canvas.prompt_lengths)).max())
-    return max(-(-longest // strategy.block_length), 1)
+    return max(-(-_longest(canvas) // strategy.block_length), 1)
+
+
+def _longest(canvas: Canvas) -> int:
+    return int((np.asarray(canvas.lengths) - np.asarray(canvas.prompt_lengths)).max())
 
 
 @functools.partial(jax.jit, static_argnames="strategy")
@@ -138,13 +152,15 @@ def begin_block(canvas: Canvas, strategy: Strategy, numbers: Numbers, index: jax
         steps, first_step = block_steps(numbers.steps, own_blocks, index, strategy.step_split)
     block = Block(start=start, end=end, masks=masks, steps=steps, first_step=first_step, step=jnp.int32(0))
     canvas = canvas.replace(block=block, call=jnp.max(first_step))
-    window = block_window_start(canvas, strategy) if strategy.windows is None else start
+    window = start
+    if strategy.windows is None and strategy.cache == "none":
+        window = block_window_start(canvas, strategy)
     strays = jnp.sum(competing(canvas, strategy) & (ids < window[:, None]), axis=-1, dtype=jnp.int32)
-    strays = jnp.max(jnp.where(canvas.done, 0, strays))
-    return canvas, BlockSurvey(canvas.done.all(), rows_at_work(canvas, strategy).any(), strays)
+    strays, suffix = (jnp.max(jnp.where(canvas.done, 0, count)) for count in (strays, lengths - start))
+    return canvas, BlockSurvey(canvas.done.all(), rows_at_work(canvas, strategy).any(), strays, suffix)
 
 
-@functools.partial(jax.jit, static_argnames=("denoiser", "strategy", "strays"))
+@functools.partial(jax.jit, static_argnames=("denoiser", "strategy", "strays", "span"))
 def run_block(
     denoiser: Any,
     params: Any,
@@ -154,8 +170,11 @@ def run_block(
     hmm: HMM | None = None,
     *,
     strays: int = 0,
+    span: int = 0,
 ) -> Canvas:
     """All steps of the block that the canvas has begun, in one loop on the device; arguments as in `denoise_step`.
+
+    span: static, from `cache.cache_span`; without effect where nothing is kept between steps.
 
     The loop ends when no row has anything left to fill, and rows whose block holds a stop id are done.
     """
@@ -166,7 +185,21 @@ def run_block(
     def step(canvas: Canvas):
         return take_step(denoiser, params, canvas, strategy, numbers, hmm, strays)
 
-    return stop_rows(lax.while_loop(working, step, canvas), strategy)
+    def steps_to_refresh(canvas: Canvas):
+        # The memory is constant in the inner loop, so that no step copies it.
+        memory = refresh(denoiser, params, canvas, strategy, strays, span)
+
+        def lasting(canvas: Canvas):
+            return working(canvas) & (canvas.block.step - memory.step < numbers.cache_refresh)
+
+        def cached_step(canvas: Canvas):
+            read = read_memory(denoiser, params, memory, canvas, strategy, numbers)
+            return commit_step(read, canvas, strategy, numbers, hmm, strays)
+
+        return lax.while_loop(lasting, cached_step, canvas)
+
+    body = step if strategy.cache == "none" else steps_to_refresh
+    return stop_rows(lax.while_loop(working, body, canvas), strategy)
 
 
 def stop_rows(canvas: Canvas, strategy: Strategy) -> Canvas:
@@ -193,8 +226,13 @@ def raise_if_bad(canvas: Canvas) -> None:
         )
 
 
-def _check(strategy: Strategy, numbers: Numbers, hmm: HMM | None, blocks: int) -> None:
-    """Raises a ValueError where strategy, circuit and canvas do not fit each other."""
+def _check(denoiser: Any, strategy: Strategy, numbers: Numbers, hmm: HMM | None, blocks: int) -> None:
+    """Raises a ValueError where denoiser, strategy, circuit and canvas do not fit each other."""
+    if strategy.cache != "none" and not isinstance(denoiser, CachedDenoiser):
+        raise ValueError(
+            f"cache={strategy.cache!r} needs a denoiser that can compute positions by themselves, which "
+            f"{type(denoiser).__name__} cannot; see cache.CachedDenoiser, or set cache='none'"
+        )
     if strategy.coupling != "none":
         if hmm is None:
             raise ValueError(

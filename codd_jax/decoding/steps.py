@@ -12,7 +12,7 @@ from codd_jax.circuits import HMM
 from codd_jax.decoding import randomness
 from codd_jax.decoding.blocks import block_outcome
 from codd_jax.decoding.canvas import Canvas
-from codd_jax.decoding.denoiser import read_canvas
+from codd_jax.decoding.denoiser import Reader, read_canvas
 from codd_jax.decoding.dynamic import windowed_outcome
 from codd_jax.decoding.regions import rows_at_work, write
 from codd_jax.decoding.strategy import Numbers, Strategy
@@ -31,6 +31,8 @@ def denoise_step(
 ) -> Canvas:
     """One step of the block that the canvas has begun: the backbone once, the circuit where it is due, a commit.
 
+    A step by itself runs on the whole canvas; keys and values are kept only between the steps of `loop.run_block`.
+
     Args:
       denoiser: static, see `denoiser.Denoiser`; params: its parameters.
       canvas: after `loop.begin_block`. strategy: static; numbers: traced.
@@ -43,8 +45,13 @@ def denoise_step(
 
 def take_step(denoiser, params, canvas: Canvas, strategy: Strategy, numbers: Numbers, hmm, strays: int) -> Canvas:
     """`denoise_step` without its own compilation, for the loop."""
-    active = rows_at_work(canvas, strategy)
     read = read_canvas(denoiser, params, canvas.tokens, canvas.given, canvas.lengths, canvas.call, strategy, numbers)
+    return commit_step(read, canvas, strategy, numbers, hmm, strays)
+
+
+def commit_step(read: Reader, canvas: Canvas, strategy: Strategy, numbers: Numbers, hmm, strays: int) -> Canvas:
+    """What a step does once the backbone has run: circuit, ranking, commit."""
+    active = rows_at_work(canvas, strategy)
     keys = randomness.step_keys(canvas.keys, canvas.block.first_step + canvas.block.step)
     decide = block_outcome if strategy.windows is None else windowed_outcome
     outcome = decide(read, canvas, keys, active, strategy, numbers, hmm, strays)

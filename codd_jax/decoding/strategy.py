@@ -37,6 +37,7 @@ class Strategy:
     normalization: str | None
     pc_temperature_on: str
     guided: bool
+    cache: str
     mask_id: int
     stop_ids: tuple[int, ...]
 
@@ -45,9 +46,10 @@ class Strategy:
 class Numbers:
     """The traced half of a `DecodeConfig`, scalars: a sweep over any of them compiles nothing.
 
-    float32 but for `steps`, `top_k` (int32; 0 = off) and `reverse_frac` (bool). Off are: temperature 0, top_p 1,
-    cfg_scale 0, alg_temp 0. `pc_frac` is +inf (-inf reversed) to couple always. `threshold` holds either
-    `threshold` or `threshold_factor`, as the schedule says.
+    float32 but for `steps`, `top_k` (0 = off), `cache_refresh` (int32) and `reverse_frac` (bool). Off are:
+    temperature 0, top_p 1, cfg_scale 0, alg_temp 0. `pc_frac` is +inf (-inf reversed) to couple always. `threshold`
+    holds either `threshold` or `threshold_factor`, as the schedule says. `cache_refresh` is the largest int32 to
+    refresh at block boundaries alone.
     """
 
     steps: jax.Array
@@ -61,3 +63,4 @@ class Numbers:
     eps: jax.Array
     alg_temp: jax.Array
     threshold: jax.Array
+    cache_refresh: jax.Array
