@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from codd_jax import circuits
 from codd_jax.circuits import HMM
+from codd_jax.circuits.any_order import sample_any_order_from_leaf
 from codd_jax.decoding import randomness
 from codd_jax.decoding.proposals import draw_token
 from codd_jax.decoding.strategy import Numbers, Strategy
@@ -120,14 +121,12 @@ def any_order_draw(
         token = draw_token(log_probs / sharpness, key, numbers)
         return token, log_probs[token]
 
-    def one(log_phi, tokens, known, key, targets, count, leaf):
+    def one(log_phi, leaf, tokens, known, key, targets, count):
         order = _ORDERS[strategy.remasking]
-        return circuits.sample_any_order(
-            hmm, log_phi, tokens, known, key, targets, count, order=order, draw=draw, leaf=leaf
-        )
+        return sample_any_order_from_leaf(hmm, log_phi, leaf, tokens, known, key, targets, count, order, draw)
 
     count = jnp.where(use, count, 0)
-    drawn = jax.vmap(one)(log_phi, window.tokens, known, keys, targets, count, leaf)
+    drawn = jax.vmap(one)(log_phi, leaf, window.tokens, known, keys, targets, count)
     return drawn.tokens, drawn.drawn, use & ~drawn.possible
 
 

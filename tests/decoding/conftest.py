@@ -2,6 +2,7 @@
 
 import functools
 
+import jax
 import pytest
 from flax import nnx
 
@@ -21,3 +22,11 @@ def tiny(fixtures_dir):
         return BackboneDenoiser(graphdef), params, config
 
     return load
+
+
+@pytest.fixture
+def quick_compilation():
+    """Skips the compiler's expensive passes: these tests compile many small programs and run each once."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

@@ -8,6 +8,8 @@ from tests.oracles import goldens, tables
 
 LLADA = [f"llada_{name}" for name in ("low_confidence", "margin", "entropy")]
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 @pytest.fixture(scope="module")
 def loops(fixtures_dir):
