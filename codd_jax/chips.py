@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import os
+import re
 
 import jax
 
@@ -71,8 +74,24 @@ def find_chip(device_kind: str) -> Chip | None:
     return CHIPS[max(known, key=len)] if known else None
 
 
+def find_slice(name: str) -> tuple[Chip, int]:
+    """The chip and the number of chips of a TPU slice such as "v5e:2x4"; ValueError for other names."""
+    family, _, shape = name.partition(":")
+    known = {chip.name: chip for kind, chip in CHIPS.items() if kind.startswith("TPU")}
+    if family not in known or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", shape):
+        raise ValueError(
+            f"{name!r} is no TPU slice; it is one of {', '.join(sorted(known))}, a colon and a shape in chips, as in "
+            "v5e:2x4, v6e:4x4, v4:2x2x2"
+        )
+    return known[family], math.prod(map(int, shape.split("x")))
+
+
 def memory_of(device: jax.Device) -> int | None:
-    """Bytes that programs may use on a device: what it says of itself, else the data sheet, else None."""
+    """Bytes that programs may use on a device: what it says of itself, else the data sheet or the host's memory."""
+    if device.platform == "cpu":
+        names = getattr(os, "sysconf_names", ())
+        known = {"SC_PHYS_PAGES", "SC_PAGE_SIZE"} <= set(names)
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if known else None
     try:
         stats = device.memory_stats()
     except (jax.errors.JaxRuntimeError, NotImplementedError):  # described, not attached

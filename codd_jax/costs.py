@@ -7,7 +7,6 @@ elementwise work, well under 1 % of a backbone of useful size, is left out.
 from __future__ import annotations
 
 import dataclasses
-import math
 
 from codd_jax.backbones.config import BackboneConfig
 from codd_jax.chips import Chip
@@ -212,20 +211,22 @@ def activation_bytes(
 
     A block holds the residual stream with queries, keys and values and (unless fused) float32 scores beside their
     rounded copy, or with the two products of the feed-forward part; afterwards the logits are held three times over.
+    Where keys and values are kept, it is the pass that refreshes them, over the whole row, that counts.
     """
     rows, size = split.rows(shape.batch), shape.value_bytes
-    computed = shape.computed or shape.length
+    positions = rows * shape.length
     heads, kept = config.num_heads // split.of(config.num_heads), config.num_kv_heads // split.of(config.num_kv_heads)
-    stream = 3 * rows * computed * config.width * size
-    mixing = rows * config.head_dim * (2 * computed * heads + 2 * shape.length * kept) * size
+    stream = 3 * positions * config.width * size
+    mixing = positions * config.head_dim * (2 * heads + 2 * kept) * size
     if not fused_attention:
-        mixing += rows * heads * computed * shape.length * (4 + size)
-    feeding = 2 * rows * computed * (config.ffn_width // split.of(config.ffn_width)) * size
+        mixing += positions * heads * shape.length * (4 + size)
+    feeding = 2 * positions * (config.ffn_width // split.of(config.ffn_width)) * size
     logits = 3 * 4 * rows * shape.ranked * (config.vocab_size // split.of(config.vocab_size))
     if circuit is not None:
         logits += 2 * 4 * rows * circuit.length * (circuit.vocab_size // split.of(circuit.vocab_size))
-    cache = 2 * rows * shape.length * kept * config.head_dim * size * config.num_layers
-    return math.ceil(max(stream + mixing, stream + feeding, logits)) + (cache if computed < shape.length else 0)
+    cached = shape.computed is not None and shape.computed < shape.length
+    cache = 2 * positions * kept * config.head_dim * size * config.num_layers if cached else 0
+    return max(stream + mixing, stream + feeding, logits) + cache
 
 
 def all_reduce_bytes(config: BackboneConfig, shape: StepShape, split: Split = WHOLE) -> int:

@@ -1,4 +1,4 @@
-"""The real decoding programs from shapes alone: lowered and compiled without weights, for devices that may be absent."""
+"""The real decoding programs from shapes alone: compiled without weights, for devices that may be absent."""
 
 from __future__ import annotations
 
@@ -67,6 +67,7 @@ class Program:
     def lower(self, kind: str = "step") -> jax.stages.Lowered:
         """`decoding.denoise_step` ("step") or `decoding.run_block` ("block"), ready to be compiled.
 
+        Kept keys and values live between the steps of a block; with `cache="prefix"` this is the last block's program.
         Raises ValueError where backbone, circuit, canvas and mesh do not fit each other.
         """
         share = self.mesh.shape["data"]
@@ -75,7 +76,9 @@ class Program:
         circuit, config = self.circuit, self.config
         if circuit is not None and self.decode.coupling != "none":
             if circuit.vocab_size != config.vocab_size:
-                raise ValueError(f"the circuit is over {circuit.vocab_size} tokens, the backbone over {config.vocab_size}")
+                raise ValueError(
+                    f"the circuit is over {circuit.vocab_size} tokens, the backbone over {config.vocab_size}"
+                )
             if circuit.length > self.length:
                 raise ValueError(f"the circuit's window of {circuit.length} is longer than the rows of {self.length}")
         strategy, numbers = self.decode.split(
@@ -87,7 +90,10 @@ class Program:
         hmm = None if strategy.coupling == "none" else abstract_circuit(circuit, self.mesh)
         graphdef, params = self.abstract_params()
         canvas = abstract_canvas(self.batch, self.length, self.mesh)
-        return PROGRAMS[kind].lower(BackboneDenoiser(graphdef), params, canvas, strategy, numbers, hmm, strays=0)
+        static = {"strays": 0}
+        if kind == "block":
+            static["span"] = 0 if strategy.cache == "none" else strategy.block_length
+        return PROGRAMS[kind].lower(BackboneDenoiser(graphdef), params, canvas, strategy, numbers, hmm, **static)
 
     def lower_layer(self) -> jax.stages.Lowered:
         """One block of the backbone by itself, on [batch, length, width]: what XLA counts for it has no loop in it."""
@@ -161,7 +167,9 @@ def describe_topology(name: str) -> list[jax.Device]:
         return list(topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices)
     except (jax.errors.JaxRuntimeError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"{name!r} is no TPU slice that libtpu knows, as v5e:2x4 or v4:2x2x2 are ({reason})") from error
+        raise ValueError(
+            f"{name!r} is no TPU slice that libtpu knows, as v5e:2x4 or v4:2x2x2 are ({reason})"
+        ) from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,14 +198,14 @@ class Footprint:
         memory = compiled.memory_analysis()
         output = memory.output_size_in_bytes - memory.alias_size_in_bytes
         total = memory.argument_size_in_bytes + memory.temp_size_in_bytes + output
-        # CPU reports no peak; there the sum is what is allocated.
-        peak = (getattr(memory, "peak_memory_in_bytes", 0) or total) + memory.generated_code_size_in_bytes
+        # CPU's peak leaves temporaries out.
+        peak = max(getattr(memory, "peak_memory_in_bytes", 0), total) + memory.generated_code_size_in_bytes
         return cls(
             argument_bytes=memory.argument_size_in_bytes,
             temporary_bytes=memory.temp_size_in_bytes,
             output_bytes=output,
             code_bytes=memory.generated_code_size_in_bytes,
-            peak_bytes=max(peak, memory.argument_size_in_bytes),
+            peak_bytes=peak,
             flops=float((compiled.cost_analysis() or {}).get("flops", 0.0)),
             collectives=count_collectives(compiled.as_text()),
         )
@@ -223,8 +231,9 @@ def compile_program(lowered: jax.stages.Lowered) -> Footprint:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        used = re.search(r"Used [\d.]+\w* of [\d.]+\w* \w+", str(error))
-        raise MemoryError(used[0] if used else str(error).splitlines()[0]) from error
+        said = str(error).splitlines()[0]
+        told = re.search(r"Ran out of memory.*?(?=\. |$)", said)
+        raise MemoryError(told[0] if told else said) from error
 
 
 def _product(shape: str) -> int:

@@ -36,18 +36,23 @@ def make_mesh(spec: str | Mapping[str, int] | None, devices: list[jax.Device] | 
     """
     if spec is None:
         return None
+    devices = jax.devices() if devices is None else devices
+    shape = mesh_shape(spec, len(devices))
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices[: shape[0] * shape[1]])
+
+
+def mesh_shape(spec: str | Mapping[str, int], count: int) -> tuple[int, int]:
+    """The sizes of the axes data and model that `make_mesh` takes from `spec`; errors as there for `count` devices."""
     sizes = _parse(spec) if isinstance(spec, str) else dict(spec)
     unknown = sorted(set(sizes) - set(AXES))
     if unknown:
         raise ValueError(f"mesh axis {', '.join(unknown)} is unknown; the axes are {' and '.join(AXES)}")
-    shape = tuple(int(sizes.get(axis, 1)) for axis in AXES)
-    if min(shape) < 1:
+    data, model = (int(sizes.get(axis, 1)) for axis in AXES)
+    if min(data, model) < 1:
         raise ValueError(f"mesh {spec!r} has an axis below 1; each must be at least 1")
-    devices = jax.devices() if devices is None else devices
-    count = shape[0] * shape[1]
-    if count > len(devices):
-        raise ValueError(f"mesh {spec!r} needs {count} devices and there are {len(devices)}; choose smaller axes")
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices[:count])
+    if data * model > count:
+        raise ValueError(f"mesh {spec!r} needs {data * model} devices and there are {count}; choose smaller axes")
+    return data, model
 
 
 def backbone_sharding(

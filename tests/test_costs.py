@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from codd_jax.backbones import PRESETS, Transformer
-from codd_jax.chips import CHIPS, find_chip, memory_of
+from codd_jax.chips import CHIPS, find_chip, find_slice, memory_of
 from codd_jax.costs import (
     CircuitShape,
     Cost,
@@ -124,7 +124,8 @@ def test_all_reduces():
 def test_data_sheets():
     assert find_chip("TPU v5 lite").name == "v5e" and find_chip("TPU v5p").name == find_chip("TPU v5").name == "v5p"
     assert find_chip("NVIDIA H100 80GB HBM3").memory_bytes == 80 * 10**9 and find_chip("cpu") is None
-    assert memory_of(jax.devices("cpu")[0]) is None
+    assert memory_of(jax.devices("cpu")[0]) > 2**28
+    assert find_slice("v5e:2x4") == (CHIPS["TPU v5 lite"], 8) and find_slice("v4:2x2x4") == (CHIPS["TPU v4"], 16)
     for chip in CHIPS.values():
         assert Cost(chip.bfloat16_flops, 0).seconds(chip) == (1, 0)
         assert Cost(chip.bfloat16_flops, 0, "split").seconds(chip) == (2, 0)
@@ -137,6 +138,8 @@ def test_data_sheets():
         (lambda: StepShape(1, 8, ranked=9), r"ranked \(9\) is more than the row's length \(8\)"),
         (lambda: StepShape(1, 8, ranked=8, computed=9), r"computed \(9\)"),
         (lambda: CircuitShape(0, 8, 8), "num_states is 0"),
+        (lambda: find_slice("v9:2x2"), "one of v4, v5e, v5p, v6e, a colon"),
+        (lambda: find_slice("v5e:0x2"), "'v5e:0x2' is no TPU slice"),
     ],
 )
 def test_shapes_are_checked(build, said):
