@@ -168,13 +168,14 @@ def sample_any_order_from_leaf(
         hard = hard if masked is None else divide(hard, masked)
         return AnyOrderDraw(*filled, possible), jnp.where(here[:, None], hard, leaf)
 
+    # Built from the inputs, so that under shard_map the carry varies over the same mesh axes.
     state = AnyOrderDraw(
         tokens=tokens.astype(jnp.int32),
-        drawn=jnp.zeros(length, bool),
-        scores=jnp.full(length, -jnp.inf, leaf.dtype),
-        log_probs=jnp.zeros(length, leaf.dtype),
-        ranks=jnp.full(length, length, jnp.int32),
-        possible=jnp.ones((), bool),
+        drawn=jnp.zeros_like(known),
+        scores=jnp.full_like(leaf[:, 0], -jnp.inf),
+        log_probs=jnp.zeros_like(leaf[:, 0]),
+        ranks=jnp.full_like(tokens, length, jnp.int32),
+        possible=jnp.ones_like(known[0]),
     )
     return lax.fori_loop(0, count.astype(jnp.int32), one, (state, leaf))[0]
 

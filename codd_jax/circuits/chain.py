@@ -77,7 +77,7 @@ def _run(first: jax.Array, weights: jax.Array, transition: jax.Array, axis: int)
         return jnp.any(hidden & jnp.any(following < scaling.floor, axis=-1))
 
     def again(carry):
-        return _scan(first, weights, transition, axis, logspace.deep_log_matvec), jnp.zeros((), bool)
+        return _scan(first, weights, transition, axis, logspace.deep_log_matvec), jnp.zeros_like(carry[1])
 
     return lax.while_loop(lambda carry: logspace.batch_any(carry[1]), again, (chain, lossy(chain)))[0]
 
@@ -113,8 +113,9 @@ def _run_jvp(axis, primals, tangents):
     deep = logspace.batch_any(jnp.any((following > -jnp.inf) & (following < logspace.TANGENT_FLOOR)))
     scaled = logspace.exp_scaled(post, logspace.TANGENT_BITS)
     inverse = logspace.inverse_scaled(following)
-    d_first = jnp.zeros_like(first) if d_first is None else d_first
-    d_weights = jnp.zeros_like(weights) if d_weights is None else d_weights
+    # Zeros of the messages' own kind, so that under shard_map a scan's carry varies over the same mesh axes.
+    d_first = jnp.zeros_like(chain.prior[..., 0, :]) + (0.0 if d_first is None else d_first)
+    d_weights = jnp.zeros_like(chain.prior) if d_weights is None else d_weights
 
     def fast(d_first, d_weights, d_transition):
         # The part of the transition is one product for all positions, outside the scan.
