@@ -137,11 +137,13 @@ class DecodeConfig:
             )
         if thresholds:
             name = thresholds[0]
-            if canonical_algorithm(self.remasking) not in _PROBABILITIES:
-                raise ValueError(
-                    f"{name} compares a probability, but remasking={self.remasking!r} does not give one; "
-                    f"use one of {listed(_PROBABILITIES)}"
-                )
+            for field in ("remasking", "window_remasking"):
+                value = getattr(self, field) or self.remasking
+                if canonical_algorithm(value) not in _PROBABILITIES:
+                    raise ValueError(
+                        f"{name} compares a probability, but {field}={value!r} does not give one; "
+                        f"use one of {listed(_PROBABILITIES)}"
+                    )
             if self.alg_temp:
                 raise ValueError(
                     f"alg_temp ({self.alg_temp}) draws positions at random, {name} takes all above a bound"

@@ -48,7 +48,8 @@ def _best(logits: jax.Array, top_k: jax.Array) -> jax.Array:
 
 def _ordered(values: jax.Array) -> jax.Array:
     """int32 with the order of float32 `values`; -0.0 counts as 0.0."""
-    bits = lax.bitcast_convert_type(values + 0.0, jnp.int32)
+    # Adding 0.0 would do it, but compilers drop that.
+    bits = lax.bitcast_convert_type(jnp.where(values == 0, 0.0, values), jnp.int32)
     return jnp.where(bits < 0, bits ^ jnp.int32(0x7FFFFFFF), bits)
 
 

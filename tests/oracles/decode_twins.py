@@ -66,7 +66,7 @@ def windows_over(points, length, window):
 
 
 def conditionals(hmm, log_phi, tokens, known, drawn):
-    """log p(x_t | all else) [T, V] by multiplying matrices; a token drawn under local normalisation keeps its weight."""
+    """log p(x_t | all else) [T, V] by matrix products; tokens drawn under local normalisation keep their weight."""
     initial, transition, emission = (np.asarray(x, np.float64) for x in (hmm.initial, hmm.transition, hmm.emission))
     phi, length = np.exp(np.asarray(log_phi, np.float64)), hmm.length
     emission = np.broadcast_to(emission, (length, *emission.shape[-2:]))
