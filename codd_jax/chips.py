@@ -41,9 +41,9 @@ class Chip:
 
 
 def _tpu(name: str, gib: int, teraflops: float, gigabytes: float, link_gigabits: float) -> Chip:
-    """TPUs are specified in bfloat16; links in Gbit/s, both directions together."""
+    """TPUs are specified in bfloat16; links in Gbit/s, all of a chip together, in one direction."""
     rate = teraflops * 1e12
-    return Chip(name, gib * GIB, rate, rate / 6, gigabytes * 1e9, link_gigabits * 1e9 / 16)
+    return Chip(name, gib * GIB, rate, rate / 6, gigabytes * 1e9, link_gigabits * 1e9 / 8)
 
 
 def _gpu(name: str, gigabytes: float, teraflops: float, float32: float, terabytes: float, link: float) -> Chip:

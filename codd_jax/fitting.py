@@ -104,7 +104,8 @@ def answer(question: Question) -> dict[str, Any]:
         "devices_needed": None if enough is None else enough.split.data * enough.split.model,
     }
     report["name"] = report["name"].replace(":", "-").replace(" ", "-")
-    return report | _compile(question, place, shape, split, dtype) if question.compile else report
+    said = {"compiled": None, "layer": None, "compiler": None}
+    return report | said | (_compile(question, place, shape, split, dtype) if question.compile else {})
 
 
 def _find(question: Question) -> _Place:
@@ -225,7 +226,7 @@ def render(report: dict[str, Any]) -> str:
 def _memory_lines(report: dict[str, Any]) -> list[str]:
     rows = [("weights", report["weight_bytes"]), ("circuit", report["circuit_bytes"])]
     rows += [("all, estimated", report["estimate_bytes"])]
-    if compiled := report.get("compiled"):
+    if compiled := report["compiled"]:
         rows += [
             ("arguments, compiled", compiled["argument_bytes"]),
             ("working memory", compiled["temporary_bytes"]),
@@ -249,27 +250,27 @@ def _cost_lines(report: dict[str, Any]) -> list[str]:
             f"floors: arithmetic {floors['arithmetic']:.3g} ms, memory {floors['memory']:.3g} ms, the larger of both "
             f"part by part {floors['together']:.3g} ms; links {floors['links']:.3g} ms on top"
         )
-    if layer := report.get("layer"):
+    if layer := report["layer"]:
         lines.append(
             f"one layer: {layer['xla_flops'] / 1e9:,.2f} GFLOP by XLA's count, {layer['analytic_flops'] / 1e9:,.2f} by "
             f"ours (ratio {layer['ratio']:.4f})"
         )
-    if compiled := report.get("compiled"):
+    if compiled := report["compiled"]:
         for kind, (number, size) in compiled["collectives"].items():
             lines.append(f"{kind}: {number} in the program, {size / 1e6:,.2f} MB in all")
     return lines
 
 
 def _verdict(report: dict[str, Any]) -> list[str]:
-    compiled = report.get("compiled")
+    compiled = report["compiled"]
     said = {True: "fits", False: "does not fit", None: "fits, if the memory suffices: its size is not known"}
     how = "by estimate"
-    if "compiler" in report:
+    if report["compiler"]:
         how = f"the compiler: {report['compiler']}"
     elif compiled:
         how = f"compiled in {compiled['seconds']:.0f} s"
     lines = [f"mesh {report['mesh']} {said[report['fits']]} ({how})"]
-    if not compiled and "compiler" not in report:
+    if not compiled and not report["compiler"]:
         lines += [
             f"  {each['mesh']:<20}{each['bytes'] / GIB:>8.2f} GiB per device, "
             + ("fits" if each["fits"] else "does not fit")

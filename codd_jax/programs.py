@@ -27,7 +27,7 @@ from codd_jax.sharding import backbone_sharding, batch_sharding, circuit_shardin
 PROGRAMS = {"step": denoise_step, "block": run_block}
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "f64": 8}
 _COLLECTIVE = re.compile(
-    r"= (\([^)]*\)|\S+) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(-start)?\("
+    r"= (\(.*?\)|\S+) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(-start)?\("
 )
 _ARRAY = re.compile(r"(pred|bf16|f16|[sufc]\d+)\[([\d,]*)\]")
 # The v4 runtime joins the two cores of a chip; without this the compiler would see sixteen halves in 2x2x2.
@@ -74,13 +74,8 @@ class Program:
         if self.batch % share:
             raise ValueError(f"a batch of {self.batch} rows cannot be shared evenly by a data axis of {share}")
         circuit, config = self.circuit, self.config
-        if circuit is not None and self.decode.coupling != "none":
-            if circuit.vocab_size != config.vocab_size:
-                raise ValueError(
-                    f"the circuit is over {circuit.vocab_size} tokens, the backbone over {config.vocab_size}"
-                )
-            if circuit.length > self.length:
-                raise ValueError(f"the circuit's window of {circuit.length} is longer than the rows of {self.length}")
+        if circuit is not None and circuit.vocab_size != config.vocab_size:
+            raise ValueError(f"the circuit is over {circuit.vocab_size} tokens, the backbone over {config.vocab_size}")
         strategy, numbers = self.decode.split(
             family=config.family,
             mask_id=config.mask_id,

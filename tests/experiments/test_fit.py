@@ -1,0 +1,129 @@
+"""Will it fit: the report on this machine's own CPU and by estimate, the questions it refuses, and TPU slices."""
+
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from codd_jax.backbones import PRESETS
+from codd_jax.chips import CHIPS, GIB
+from codd_jax.costs import CircuitShape, Split, StepShape
+from codd_jax.planning import devices_needed, estimate, rank_meshes
+from codd_jax.programs import count_collectives
+from experiments import fit
+
+SMALL = ["--preset", "llada-1m", "--circuit", "16,512,8", "--block_length", "8", "--length", "64", "--batch", "2"]
+LLADA, V5E = PRESETS["llada-8b"], CHIPS["TPU v5 lite"]
+
+
+def ask(capsys, tmp_path, *words: str) -> tuple[int, dict]:
+    status = fit.main([*words, "--json", "--output_dir", str(tmp_path)])
+    report = json.loads(capsys.readouterr().out)
+    assert json.loads((tmp_path / f"{report['name']}.json").read_text()) == report
+    return status, report
+
+
+def test_a_small_model_on_this_machine(capsys, tmp_path):
+    status, report = ask(capsys, tmp_path, *SMALL)
+    assert status == 0 and report["fits"] is True and report["mesh"] == "data:1,model:1"
+    assert report["weights"] == PRESETS["llada-1m"].num_params and report["dtype"] == "float32"
+    compiled = report["compiled"]
+    inputs = report["weight_bytes"] + report["circuit_bytes"]
+    assert inputs <= compiled["argument_bytes"] < inputs + 4096
+    assert compiled["peak_bytes"] >= compiled["argument_bytes"] + compiled["temporary_bytes"]
+    assert 1 <= report["layer"]["ratio"] < 1.1 and report["floors"] is None
+
+
+def test_a_checkpoint_without_a_circuit_but_with_kept_keys(capsys, tmp_path, fixtures_dir):
+    words = ["--ckpt", str(fixtures_dir / "dream_tiny"), "--circuit", "none", "--length", "64", "--cache", "dual"]
+    assert fit.main([*words, "--output_dir", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("dream_tiny: ") and "no circuit" in said and "leaf" not in said and "cache dual" in said
+    assert "mesh data:1,model:1 fits (compiled in" in said
+
+
+def test_estimates_need_no_compiler(capsys, tmp_path):
+    status, report = ask(capsys, tmp_path, "--topology", "v5e:2x4", "--estimate")
+    assert status == 0 and report["compiled"] is None and report["mesh"] == report["suggested_mesh"] == "data:1,model:8"
+    assert set(report["floors"]) == {"arithmetic", "memory", "together", "links"}
+    words = ["--topology", "v5e:2x4", "--estimate", "--output_dir", str(tmp_path)]
+    assert fit.main([*words, "--mesh", "model:1"]) == 1
+    said = capsys.readouterr().out
+    assert "mesh data:1,model:1 does not fit (by estimate)" in said and "suggested: --mesh data:1,model:8" in said
+    assert fit.main(["--topology", "v5e:1x1", "--estimate", "--output_dir", str(tmp_path)]) == 1
+    assert "no mesh of these devices holds it; 2 of this kind would" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--circuit", "8,9,4"], "the circuit is over 9 tokens, the backbone over 126464"),
+        (["--preset", "llada-1m", "--ckpt", "DIR"], "two backbones"),
+        (["--ckpt", "/nowhere/at/all"], "neither an existing path nor a hub id"),
+        (["--topology", "v5e"], "'v5e' is no TPU slice"),
+        (["--topology", "v5e:2x4", "--mesh", "model:16"], "needs 16 devices and there are 8"),
+        (["--topology", "v5e:2x4", "--mesh", "data:2"], "does not divide a batch of 1"),
+        (["--length", "200000"], "exceeds the limit of 131072"),
+    ],
+)
+def test_questions_that_make_no_sense_are_one_message(capsys, tmp_path, words, said):
+    with pytest.raises(SystemExit) as left:
+        fit.main([*words, "--estimate", "--output_dir", str(tmp_path)])
+    shown = capsys.readouterr().err
+    assert left.value.code == 2 and said in shown and "Traceback" not in shown
+
+
+def test_meshes_are_ranked_by_what_fits_and_then_by_speed():
+    circuit, shape = CircuitShape(1024, LLADA.vocab_size, 32), StepShape(4, 768)
+    ranked = rank_meshes(LLADA, shape, circuit, 8, V5E.memory_bytes, V5E)
+    assert {(each.split.data, each.split.model) for each in ranked} == {
+        (data, model) for data in (1, 2, 4) for model in (1, 2, 4, 8) if data * model <= 8
+    }
+    fitting = [each for each in ranked if each.fits]
+    assert ranked[: len(fitting)] == fitting and [each.seconds for each in fitting] == sorted(
+        each.seconds for each in fitting
+    )
+    assert fitting[0].split == Split(4, 2)  # fewest sums over devices
+    assert not estimate(LLADA, shape, circuit, Split(4, 1), V5E.memory_bytes, V5E).fits
+    unknown = rank_meshes(LLADA, shape, circuit, 8, None)
+    assert all(each.fits and each.seconds is None for each in unknown) and unknown[0].split == Split(4, 1)
+    assert devices_needed(LLADA, shape, circuit, 4 * GIB).split.model == 8
+    assert devices_needed(LLADA, shape, circuit, 2**20) is None
+
+
+def test_collectives_are_counted_with_their_sizes():
+    text = """
+      %a = bf16[2,768,4096]{2,1,0:T(8,128)(2,1)S(1)} all-reduce(%x), channel_id=1
+      %b = (f32[2,32]{1,0}, f32[2,32]{1,0}) all-reduce(%x, %y), channel_id=2
+      %c = (s32[2,8]{1,0}, s32[2,8]{1,0}, u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-start(%x), channel_id=3
+      %d = f32[2]{0} add(%all-reduce.1, %y)
+      %e = (f32[4]{0}, f32[32]{0}) all-gather-start(%x), channel_id=4
+    """
+    assert count_collectives(text) == {
+        "all-reduce": (2, 2 * 768 * 4096 * 2 + 2 * 2 * 32 * 4),
+        "collective-permute": (1, 64),
+        "all-gather": (1, 128),
+    }
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+def test_a_small_model_compiles_for_a_tpu_slice(tmp_path):
+    root = pathlib.Path(__file__).resolve().parents[2]
+    command = [sys.executable, "-m", "experiments.fit", *SMALL, "--topology", "v5e:2x2", "--mesh", "data:2,model:2"]
+    command += ["--json", "--output_dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=root, env={**os.environ, "JAX_PLATFORMS": "cpu"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    report = json.loads(done.stdout)
+    assert report["fits"] and report["compiled"]["collectives"]["all-reduce"][0] >= 3
+    assert report["compiled"]["argument_bytes"] < report["weights"] * 2
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is installed")
+def test_without_libtpu_the_way_out_is_named(capsys, tmp_path):
+    with pytest.raises(SystemExit):
+        fit.main([*SMALL, "--topology", "v5e:2x2", "--output_dir", str(tmp_path)])
+    assert "requirements-tpu-compile.txt" in capsys.readouterr().err
