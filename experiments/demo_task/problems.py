@@ -38,14 +38,14 @@ QUESTIONS: dict[str, tuple[str, ...]] = {
 }
 OPERATIONS = tuple(QUESTIONS)
 
-# Ways to say the same answer: {s} is the calculation, {r} the result. Their lengths and word orders differ on purpose.
+# Ways to say the same answer: {s} is the calculation, {r} the result. Lengths and word orders differ on purpose.
 PHRASINGS = (
-    "{x} has {r} {i}, because {s}. #### {r}",
-    "The answer is {r} {i}, as {s}. #### {r}",
-    "Since {s}, we see that {x} has {r} {i}. #### {r}",
-    "We work out {s}. So now {x} has {r} {i}. #### {r}",
-    "Now there are {r} {i}, which follows from {s}. #### {r}",
-    "To find the number of {i}, use {s}. #### {r}",
+    "Since {s}, {x} has {r} {i}. #### {r}",
+    "As {s}, the answer is {r} {i}. #### {r}",
+    "With {s} we see that {x} now has {r} {i}. #### {r}",
+    "From {s} it follows that the number of {i} is {r}. #### {r}",
+    "Because {s}, there are {r} {i} in all. #### {r}",
+    "Here {s}, which makes {r} {i} for {x}. #### {r}",
 )
 
 LARGEST_NUMBER = 100
@@ -118,14 +118,14 @@ def sample_problem(rng: np.random.Generator) -> Problem:
     operation = OPERATIONS[rng.integers(len(OPERATIONS))]
     person, other = rng.choice(len(NAMES), size=2, replace=False)
     if operation == "add":
-        numbers = rng.integers(2, 21, size=2)
+        numbers = rng.integers(2, 16, size=2)
     elif operation == "subtract":
-        first = rng.integers(4, 31)
+        first = rng.integers(4, 21)
         numbers = (first, rng.integers(2, first - 1))
     elif operation == "multiply":
         numbers = rng.integers(2, 10, size=2)
     else:
-        first, second = rng.integers(2, 13, size=2)
+        first, second = rng.integers(2, 10, size=2)
         numbers = (first, second, rng.integers(2, first + second - 1))
     return Problem(
         operation=operation,

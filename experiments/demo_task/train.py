@@ -48,10 +48,10 @@ class Recipe:
     """
 
     seed: int = 0
-    backbone_steps: int = 4000
+    backbone_steps: int = 3500
     backbone_batch: int = 32
-    backbone_rate: float = 1.5e-3
-    circuit_steps: int = 800
+    backbone_rate: float = 2e-3
+    circuit_steps: int = 2400
     circuit_batch: int = 64
     circuit_rate: float = 0.05
     cached_windows: int = 12288
