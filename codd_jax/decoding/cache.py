@@ -53,9 +53,7 @@ class Memory(NamedTuple):
     step: jax.Array
 
 
-def refresh(
-    denoiser: Any, params: Any, canvas: Canvas, strategy: Strategy, strays: int, span: int
-) -> Memory:  # fmt: skip
+def refresh(denoiser: Any, params: Any, canvas: Canvas, strategy: Strategy, strays: int, span: int) -> Memory:
     """Runs the backbone on the whole canvas; strays: static room for masks before the block, span: static width."""
     tokens, lengths = step_rows(canvas.tokens, canvas.given, canvas.lengths, strategy)
     features, kept = denoiser.encode_and_keep(params, tokens, lengths, canvas.call)
@@ -95,7 +93,8 @@ def cache_span(canvas: Canvas, strategy: Strategy, longest: int, suffix: int) ->
 def _positions(canvas: Canvas, strategy: Strategy, lookback: int, strays: int, span: int) -> jax.Array:
     """[B, P] int32: the block (and what follows, up to `span`), the masks left before it, and `lookback` before each.
 
-    The masks before the block are those at the refresh: once filled they are still computed, since what was kept for
+    Dream's first logits of a block are made at the position before it, which is computed again for their sake: it sees
+    the block's new tokens. The masks before the block are those at the refresh: once filled they are still computed, since what was kept for
     them is a mask's. Rows without any compute nothing more than they would in a batch of their own.
     """
     width = canvas.tokens.shape[-1]

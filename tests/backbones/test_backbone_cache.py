@@ -75,3 +75,12 @@ def test_other_positions_are_frozen(case):
         for slot, position in enumerate(real):
             np.testing.assert_allclose(hidden[row, slot], expected[position], rtol=0, atol=2e-5)
         assert max(np.abs(fresh[i] - expected[i]).max() for i in real) > 1e-3
+
+
+def test_only_the_chosen_positions_go_through_the_blocks(case):
+    _, params, keep, again, tokens = case
+    kept = jax.eval_shape(keep, params, tokens, LENGTHS)[1]
+    whole = keep.lower(params, tokens, LENGTHS).cost_analysis()["flops"]
+    some = again.lower(params, kept, tokens, LENGTHS, POSITIONS).cost_analysis()["flops"]
+    # The rotary table is for the whole row in both.
+    assert some < whole * POSITIONS.shape[1] / tokens.shape[1] * 1.1
