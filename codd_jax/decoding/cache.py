@@ -94,8 +94,8 @@ def _positions(canvas: Canvas, strategy: Strategy, lookback: int, strays: int, s
     """[B, P] int32: the block (and what follows, up to `span`), the masks left before it, and `lookback` before each.
 
     Dream's first logits of a block are made at the position before it, which is computed again for their sake: it sees
-    the block's new tokens. The masks before the block are those at the refresh: once filled they are still computed, since what was kept for
-    them is a mask's. Rows without any compute nothing more than they would in a batch of their own.
+    the block's new tokens. The masks before the block are those at the refresh: once filled they are still computed,
+    since what was kept for them is a mask's. No row's result depends on the masks of its batch mates.
     """
     width = canvas.tokens.shape[-1]
     ids = canvas.block.start[:, None] + jnp.arange(-lookback, span, dtype=jnp.int32)
