@@ -12,16 +12,8 @@ from codd_jax.circuits import HMM
 from codd_jax.circuits.any_order import sample_any_order_from_leaf
 from codd_jax.decoding import randomness
 from codd_jax.decoding.proposals import draw_token
+from codd_jax.decoding.scores import best_token, confidence, ranking_key
 from codd_jax.decoding.strategy import Numbers, Strategy
-
-# What any-order sampling calls the rankings that it chooses positions by.
-_ORDERS = {
-    "low_confidence": "confidence",
-    "topprob": "confidence",
-    "margin": "margin",
-    "entropy": "entropy",
-    "random": "random",
-}
 
 
 class Window(NamedTuple):
@@ -114,6 +106,7 @@ def any_order_draw(
     log_phi = potentials(logits, window, strategy, numbers)
     known = window.inside & ~window.masked
     leaf = circuits.leaf_values(hmm, log_phi, window.tokens, known)
+    noise = randomness.order_gumbel(keys, window.positions)
     keys = randomness.position_keys(keys, window.start, randomness.ANY_ORDER)
     sharpness = _tau(numbers) if strategy.pc_temperature_on == "coupled" else jnp.float32(1.0)
 
@@ -121,12 +114,18 @@ def any_order_draw(
         token = draw_token(log_probs / sharpness, key, numbers)
         return token, log_probs[token]
 
-    def one(log_phi, leaf, tokens, known, key, targets, count):
-        order = _ORDERS[strategy.remasking]
+    def one(log_phi, leaf, tokens, known, key, targets, count, noise):
+        def surest(log_probs):
+            rank = ranking_key(strategy.remasking, log_probs, best_token(log_probs)[1])
+            warm = confidence(strategy.remasking, rank) / numbers.alg_temp + noise
+            rank = jnp.where(numbers.alg_temp > 0, warm, rank)
+            return jnp.where(jnp.isnan(rank), -jnp.inf, rank)  # a row without any probability ranks last
+
+        order = "random" if strategy.remasking == "random" else surest
         return sample_any_order_from_leaf(hmm, log_phi, leaf, tokens, known, key, targets, count, order, draw)
 
     count = jnp.where(use, count, 0)
-    drawn = jax.vmap(one)(log_phi, leaf, window.tokens, known, keys, targets, count)
+    drawn = jax.vmap(one)(log_phi, leaf, window.tokens, known, keys, targets, count, noise)
     return drawn.tokens, drawn.drawn, use & ~drawn.possible
 
 

@@ -86,8 +86,6 @@ def decode_blocks(
     _check(denoiser, strategy, numbers, hmm, num_blocks(canvas, strategy))
     if strategy.coupling == "none":
         hmm = None
-    elif strategy.normalization is not None:
-        hmm = hmm.replace(normalization=strategy.normalization)
     if mesh is not None:
         canvas = _shard_rows(canvas, mesh)
     longest = _longest(canvas)
@@ -134,8 +132,8 @@ def _longest(canvas: Canvas) -> int:
 def begin_block(canvas: Canvas, strategy: Strategy, numbers: Numbers, index: jax.Array) -> tuple[Canvas, BlockSurvey]:
     """The canvas with block `index` begun in every row, and what to run it with.
 
-    Steps are shared out by each row's own number of blocks, so that they do not depend on batch mates. With a
-    threshold a block may take as many steps as it has masks to fill.
+    Steps are shared out by each row's own number of blocks, so that they do not depend on batch mates, and a row whose
+    blocks are over rests. With a threshold a block may take as many steps as it has masks to fill.
     """
     ids = jnp.arange(canvas.tokens.shape[-1], dtype=jnp.int32)
     lengths, size = canvas.lengths, strategy.block_length
@@ -143,13 +141,17 @@ def begin_block(canvas: Canvas, strategy: Strategy, numbers: Numbers, index: jax
     end = jnp.minimum(start + size, lengths)
     here = (canvas.tokens == strategy.mask_id) & (ids >= start[:, None]) & (ids < end[:, None])
     masks = jnp.sum(here, axis=-1, dtype=jnp.int32)
+    own_blocks = -(-(lengths - canvas.prompt_lengths) // size)
     if strategy.schedule in ("threshold", "factor"):
         before = (canvas.tokens == strategy.mask_id) & (ids < end[:, None])
         steps = jnp.sum(before, axis=-1, dtype=jnp.int32)
-        first_step = jnp.full_like(steps, index * canvas.tokens.shape[-1])
+        # Numbered by what the row itself has to fill: draws must not depend on batch mates.
+        first_step = index * (lengths - jnp.sum(canvas.given, axis=-1, dtype=jnp.int32))
     else:
-        own_blocks = -(-(lengths - canvas.prompt_lengths) // size)
         steps, first_step = block_steps(numbers.steps, own_blocks, index, strategy.step_split)
+        # Filling in: never more steps than holes, whatever the other texts need.
+        steps = jnp.where(canvas.prompt_lengths == 0, jnp.minimum(steps, jnp.maximum(masks, 1)), steps)
+    steps = jnp.where(index < jnp.maximum(own_blocks, 1), steps, 0)
     block = Block(start=start, end=end, masks=masks, steps=steps, first_step=first_step, step=jnp.int32(0))
     canvas = canvas.replace(block=block, call=jnp.max(first_step))
     window = start

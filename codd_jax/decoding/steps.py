@@ -51,6 +51,8 @@ def take_step(denoiser, params, canvas: Canvas, strategy: Strategy, numbers: Num
 
 def commit_step(read: Reader, canvas: Canvas, strategy: Strategy, numbers: Numbers, hmm, strays: int) -> Canvas:
     """What a step does once the backbone has run: circuit, ranking, commit."""
+    if hmm is not None and strategy.normalization is not None:
+        hmm = hmm.replace(normalization=strategy.normalization)
     active = rows_at_work(canvas, strategy)
     keys = randomness.step_keys(canvas.keys, canvas.block.first_step + canvas.block.step)
     decide = block_outcome if strategy.windows is None else windowed_outcome

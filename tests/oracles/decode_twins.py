@@ -105,6 +105,7 @@ class Twin:
         config = self.config
         self.tokens = [*prompt, *[self.mask_id] * config.gen_length]
         self.begin, self.key, used = len(prompt), key, 0
+        to_fill = len(self._masks(len(self.tokens)))
         size = config.block_length or config.gen_length
         if config.windows is not None and size <= self.window:
             size = config.gen_length
@@ -116,7 +117,7 @@ class Twin:
             end = min(start + size, len(self.tokens))
             thresholded = config.threshold is not None or config.threshold_factor is not None
             if thresholded:
-                steps, offset = len(self._masks(end)), block * self.width(len(self.tokens))
+                steps, offset = len(self._masks(end)), block * to_fill
             elif config.step_split == "floor":
                 steps = config.steps // count
             else:
@@ -131,9 +132,6 @@ class Twin:
             if self._stopped(end):
                 break
         return self.tokens, used
-
-    def width(self, length):
-        return self.table.shape[1]
 
     def _masks(self, end):
         return [p for p in range(end) if self.tokens[p] == self.mask_id]
