@@ -24,7 +24,7 @@ def conditional_log_likelihood(
     """log p̂(x_M | x_K) of one window in nats; differentiable in the circuit, φ and g.
 
     Args:
-      hmm: the circuit; `normalization` overrides its own.
+      hmm: the circuit; `normalization` overrides its own, so pass `hmm.normalization` to keep it.
       log_phi: [T, V] log-potentials of the backbone.
       tokens: [T] int, all positions observed. known: [T] bool, K; the other positions are M.
       normalization: "global" divides the product of circuit and φ by Z; "local" renormalises each masked emission
@@ -40,7 +40,7 @@ def conditional_log_likelihood(
     observed = known_leaf_values(hmm, tokens)
     masked = masked_leaf_values(hmm, log_phi, ~known)
     chosen = jnp.take_along_axis(log_phi, jnp.clip(tokens, 0, hmm.vocab_size - 1)[:, None], axis=-1)[:, 0]
-    potential = jnp.sum(jnp.where(known, 0, chosen))
+    potential = jnp.sum(jnp.where(known, 0, chosen.astype(observed.dtype)))
     if normalization == "global":
         numerator, denominator = observed, jnp.where(known[:, None], observed, masked)
     else:

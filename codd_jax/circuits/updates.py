@@ -56,7 +56,7 @@ def top_down_anchors(hmm: HMM) -> Counts:
     transition = jnp.broadcast_to(hmm.transition, (hmm.length - 1, hmm.num_states, hmm.num_states))
 
     def step(p, a):
-        return p @ a, p
+        return jnp.matmul(p, a, precision=jax.lax.Precision.HIGHEST), p
 
     last, before = jax.lax.scan(step, hmm.initial, transition)
     marginals = jnp.concatenate([before, last[None]])
