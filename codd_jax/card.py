@@ -42,11 +42,10 @@ def model_card(repo_id: str, facts: dict[str, Any], *, family: str, base_models:
       repo_id: the repository that the card is for.
       facts: rows of the card's table, in order.
       family: "llada" or "dream".
-      base_models: hub ids that the weights come from; local paths are left out.
+      base_models: hub ids that the weights come from.
       coupled: whether a circuit is part of the model.
     """
-    known = [name for name in base_models if name.count("/") == 1 and not name.startswith((".", "/", "~"))]
-    header = "".join(["base_model:\n", *(f"- {name}\n" for name in known)]) if known else ""
+    header = "".join(["base_model:\n", *(f"- {name}\n" for name in base_models)]) if base_models else ""
     return _CARD.format(
         base_models=header,
         title=repo_id.rsplit("/", 1)[-1],

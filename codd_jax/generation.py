@@ -65,14 +65,20 @@ class Job:
     prompt_lengths: Sequence[int] | None = None
     stop_strings: tuple[str, ...] = ()
 
-    def run(self, batch_size: int, progress: bool = False) -> Generation:
-        """Decodes all rows, `batch_size` at a time, longest first; no result depends on the batch size."""
+    def run(self, batch_size: int, progress: bool = False, pad_batch: bool = False) -> Generation:
+        """Decodes all rows, `batch_size` at a time, longest first; no result depends on the batch size.
+
+        With `pad_batch`, fewer rows than `batch_size` are filled up to it: calls of few and of many rows then share
+        their programs. ValueError for a batch size below 1.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
         done: dict[int, Generation] = {}
         order = sorted(range(len(self.rows)), key=lambda row: (-len(self.rows[row]), row))
         with tqdm(total=len(order), desc="generating", unit="row", disable=not progress) as bar:
             for start in range(0, len(order), batch_size):
                 batch = order[start : start + batch_size]
-                canvas = self._canvas(batch, batch_size)
+                canvas = self._canvas(batch, batch_size if pad_batch else min(batch_size, len(order)))
                 for number, after in enumerate(self._blocks(canvas), 1):
                     canvas = after
                     bar.set_postfix_str(f"block {number}")
@@ -108,9 +114,8 @@ class Job:
             finished=self._finished if self.stop_strings else None,
         )
 
-    def _canvas(self, batch: list[int], batch_size: int) -> Canvas:
+    def _canvas(self, batch: list[int], rows: int) -> Canvas:
         """One batch, filled up with empty rows to a shape that all batches of the run share."""
-        rows = min(batch_size, len(self.rows))
         if self.model.mesh is not None:
             share = self.model.mesh.shape["data"]
             rows = -(-rows // share) * share

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from codd_jax import circuits
-from codd_jax.backbones.config import check_length
+from codd_jax.backbones.config import BackboneConfig, check_length
+from codd_jax.prompts import check_ids
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,9 +55,12 @@ class _Windows:
 @functools.partial(jax.jit, static_argnames=("denoiser", "length"))
 def _score(denoiser, params, hmm, masked, truth, row_length, positions, own, length):
     """Log-probability of the masked tokens of each row: `masked`, `truth` [rows, L] → two arrays [rows]."""
+    chex.assert_rank(masked, 2)
+    chex.assert_equal_shape([masked, truth])
     rows = masked.shape[0]
     where = jnp.broadcast_to(positions, (rows, positions.size))
     logits = denoiser(params, masked, jnp.full(rows, row_length), where, jnp.int32(0))
+    chex.assert_shape(logits, (rows, positions.size, None))
     log_phi = jax.nn.log_softmax(logits.astype(jnp.float32))
     tokens = truth[:, positions]
     hidden = own & (masked[:, positions] != tokens)
@@ -97,10 +102,11 @@ def log_likelihood(
       seed: of the maskings.
 
     Raises:
-      ValueError: empty prompt or completion, a mask id in the completion, fewer tokens than the circuit's window, or
-        more than the backbone can hold.
+      ValueError: empty prompt or completion, ids outside the vocabulary, a mask id in the completion, fewer tokens
+        than the circuit's window, or more than the backbone can hold.
     """
-    prompt, completion = list(prompt), list(completion)
+    prompt = check_ids(prompt, "the prompt", config.vocab_size)
+    completion = check_ids(completion, "the completion", config.vocab_size)
     total, count = len(prompt) + len(completion), len(completion)
     if not prompt or not completion:
         raise ValueError(f"a likelihood needs a prompt and a completion; got {len(prompt)} and {count} tokens")
@@ -111,46 +117,53 @@ def log_likelihood(
     if hmm is not None and total < hmm.length:
         raise ValueError(
             f"prompt and completion have {total} tokens, fewer than the circuit's window of {hmm.length}; "
-            "score a longer text, or the backbone alone (circuit=None)"
+            "score a longer text, or the backbone alone (circuit=False)"
         )
     check_length(config, total)
+    rng = np.random.default_rng(seed % 2**64)
+    counts = 1 + (rng.permutation(num_samples) * count // num_samples + rng.integers(count)) % count
+    hidden = [rng.choice(count, size, replace=False) for size in counts]
+    # The first row masks everything: the one-step likelihoods.
+    rows = [len(prompt) + places for places in (np.arange(count), *hidden)]
+    score = functools.partial(_score, denoiser, params, hmm)
+    factorized, coupled = _score_rows(score, config, hmm, prompt, completion, rows, batch_size)
+    plain = LogLikelihood(count, *_bound(factorized, counts, count), factorized[0])
+    if hmm is None:
+        return plain
+    mean, error = _bound(coupled, counts, count)
+    return dataclasses.replace(plain, coupled_bound=mean, coupled_bound_error=error, coupled=coupled[0])
+
+
+def _score_rows(
+    score: Callable[..., tuple[jax.Array, jax.Array]],
+    config: BackboneConfig,
+    hmm: circuits.HMM | None,
+    prompt: list[int],
+    completion: list[int],
+    rows: Sequence[np.ndarray],
+    batch_size: int,
+) -> tuple[list[float], list[float]]:
+    """Log-probabilities, factorised and coupled, of the positions that each of `rows` masks, `batch_size` at a time."""
+    total = len(prompt) + len(completion)
     window = hmm.length if hmm is not None else min(32, total)
     windows = _Windows.over(len(prompt), total, window)
     padded = -(-total // 64) * 64  # a handful of programs for all lengths
-    truth = np.full(padded, config.pad_id, np.int32)
-    truth[:total] = prompt + completion
-
-    rng = np.random.default_rng(seed)
-    counts = 1 + (rng.permutation(num_samples) * count // num_samples + rng.integers(count)) % count
-    hidden = [rng.choice(count, size, replace=False) for size in counts]
-    rows = [np.arange(count), *hidden]  # the first row masks everything: the one-step likelihoods
+    truth = np.full((batch_size, padded), config.pad_id, np.int32)
+    truth[:, :total] = prompt + completion
     factorized, coupled = [], []
     for start in range(0, len(rows), batch_size):
         chunk = rows[start : start + batch_size]
-        masked = np.broadcast_to(truth, (batch_size, padded)).copy()
-        for row, chosen in enumerate(chunk):
-            masked[row, len(prompt) + np.asarray(chosen)] = config.mask_id
-        scores = _score(
-            denoiser,
-            params,
-            hmm,
-            masked,
-            np.broadcast_to(truth, masked.shape),
-            total,
-            windows.positions,
-            windows.own,
-            window,
-        )
-        factorized += np.asarray(scores[0], np.float64)[: len(chunk)].tolist()
-        coupled += np.asarray(scores[1], np.float64)[: len(chunk)].tolist()
+        masked = truth.copy()
+        for row, places in enumerate(chunk):
+            masked[row, places] = config.mask_id
+        scores = score(masked, truth, total, windows.positions, windows.own, window)
+        for known, new in zip((factorized, coupled), scores, strict=True):
+            known += np.asarray(new, np.float64)[: len(chunk)].tolist()
+    return factorized, coupled
 
-    def bound(values):
-        weighted = np.asarray(values[1:]) * count / counts
-        error = weighted.std(ddof=1) / np.sqrt(num_samples) if num_samples > 1 else float("nan")
-        return float(weighted.mean()), float(error)
 
-    plain = LogLikelihood(count, *bound(factorized), factorized[0])
-    if hmm is None:
-        return plain
-    mean, error = bound(coupled)
-    return dataclasses.replace(plain, coupled_bound=mean, coupled_bound_error=error, coupled=coupled[0])
+def _bound(values: Sequence[float], counts: np.ndarray, count: int) -> tuple[float, float]:
+    """The bound and its standard error from one-step values (the first is not of the sample) and masked counts."""
+    weighted = np.asarray(values[1:]) * count / counts
+    error = weighted.std(ddof=1) / np.sqrt(len(counts)) if len(counts) > 1 else float("nan")
+    return float(weighted.mean()), float(error)

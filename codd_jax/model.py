@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 from flax import nnx
 
-from codd_jax import saving
+from codd_jax import loading, saving
 from codd_jax.backbones import BackboneConfig, Transformer, check_length
 from codd_jax.circuits import HMM
 from codd_jax.decoding.canvas import Canvas, row_keys
@@ -22,9 +22,10 @@ from codd_jax.generation import Generation, Job
 from codd_jax.io import checkpoint, hub
 from codd_jax.io import circuit as circuit_io
 from codd_jax.likelihood import LogLikelihood, log_likelihood
-from codd_jax.prompts import Prompt, encode_holes, encode_prompts, require_tokenizer
-from codd_jax.sharding import make_mesh, replicated
-from codd_jax.tokenizer import encode_text, load_tokenizer, stop_ids
+from codd_jax.prompts import Prompt, check_seed, encode_holes, encode_prompts, require_tokenizer
+from codd_jax.sharding import circuit_sharding, make_mesh
+from codd_jax.sources import cited, trace
+from codd_jax.tokenizer import encode_text, stop_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -39,7 +40,7 @@ class CoDD:
       tokenizer: of the checkpoint, or None.
       mesh: the devices that rows and weights are spread over, or None.
       defaults: the decoding configuration used where none is given.
-      sources: where the parts came from.
+      sources: where the parts came from, {"hub": id} or {"folder": name} by part.
       stop_ids: EOS and the end of a chat turn.
     """
 
@@ -59,14 +60,14 @@ class CoDD:
           ValueError: the circuit is over another vocabulary than the backbone.
         """
         if hmm is not None:
-            check_fit(backbone.config, circuit_io.CircuitInfo.of(hmm))
+            circuit_io.CircuitInfo.of(hmm).check_fit(backbone.config)
         self.backbone = backbone
         self.config: BackboneConfig = backbone.config
         self.hmm = hmm
         self.tokenizer = tokenizer
         self.mesh = mesh
-        self.defaults = defaults or DecodeConfig()
-        self.sources = dict(sources or {})
+        self.defaults = defaults or loading.default_config(None if hmm is None else hmm.length)
+        self.sources = {part: cited(source) for part, source in (sources or {}).items()}
         self.stop_ids = stop_ids(tokenizer, self.config.eos_id)
         graphdef, self.params = nnx.split(backbone)
         self.denoiser = BackboneDenoiser(graphdef)
@@ -75,12 +76,13 @@ class CoDD:
     def from_pretrained(
         cls,
         source: str | pathlib.Path,
-        circuit: str | pathlib.Path | None = None,
+        circuit: str | pathlib.Path | Literal[False] | None = None,
         *,
         dtype: str | Any = "bfloat16",
         circuit_dtype: str | Any = "float32",
         mesh: str | dict[str, int] | jax.sharding.Mesh | None = None,
         adapter: str | pathlib.Path | None = None,
+        defaults: DecodeConfig | None = None,
         revision: str | None = None,
         token: str | bool | None = None,
         cache_dir: str | pathlib.Path | None = None,
@@ -91,36 +93,41 @@ class CoDD:
 
         Args:
           source: a hub id, a folder in HuggingFace layout, a converted folder, or one that holds backbone and circuit.
-          circuit: a hub id, a .jpc file, a folder with model.jpc or a converted folder; None: the source's own, if any.
+          circuit: a hub id, a .jpc file, a folder with model.jpc or a converted folder; None: the source's own, if any;
+            False: the backbone alone, even if the source holds a circuit.
           dtype: the backbone's weights and activations. circuit_dtype: the emissions of the circuit.
           mesh: "data:2,model:4" spreads rows and weights over devices.
           adapter: a PEFT LoRA folder or hub id, merged into the backbone.
+          defaults: how to decode where nothing is said; None: as stored with the source, else `DecodeConfig()` with
+            blocks no longer than the circuit's window.
           revision: of the source. token, cache_dir, local_files_only: of whatever comes from the hub.
           progress: show a bar while weights are read.
 
         Raises:
           FileNotFoundError, PermissionError, ConnectionError: something is not there or cannot be had.
-          ValueError: files that cannot be read, or a circuit over another vocabulary or mask id than the backbone;
-            found before any weight is put on a device.
+          ValueError: files that cannot be read, a dtype that is not floating, a circuit over another vocabulary or
+            mask id than the backbone, or stored defaults that do not fit; found before any weight is read.
         """
+        dtype, circuit_dtype = loading.floating("dtype", dtype), loading.floating("circuit_dtype", circuit_dtype)
         access = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
         folder = hub.resolve(source, revision=revision, **access)
+        stored = loading.stored_defaults(folder) if defaults is None else None
         opened = checkpoint.open_backbone(folder, adapter=adapter, **access)
-        own_circuit = checkpoint.parts(folder)[1]
-        circuit_at = own_circuit if circuit is None else circuit
-        if circuit_at is not None:
-            check_fit(opened.config, circuit_io.describe(circuit_at, **access))
-        defaults = DecodeConfig(**checkpoint.decode_defaults(folder))
-        tokenizer = load_tokenizer(opened.tokenizer_folder)
+        circuit_at = checkpoint.parts(folder)[1] if circuit is None else circuit or None
+        about = None if circuit_at is None else circuit_io.describe(circuit_at, **access)
+        if about is not None:
+            about.check_fit(opened.config)
+        if stored is not None:
+            loading.check_defaults(stored, opened.config, about, folder)
+        tokenizer = loading.optional_tokenizer(opened.tokenizer_folder)
+        origins = trace(source, folder, circuit, adapter)
         mesh = make_mesh(mesh) if isinstance(mesh, str | dict) else mesh
         backbone = opened.load(dtype=dtype, mesh=mesh, layout="auto", progress=progress)
         hmm = None
         if circuit_at is not None:
             hmm = circuit_io.load_circuit(circuit_at, dtype=circuit_dtype, **access)
-            hmm = hmm if mesh is None else jax.device_put(hmm, replicated(mesh))
-        named = {"backbone": source, "circuit": circuit, "adapter": adapter}
-        sources = {part: str(name) for part, name in named.items() if name is not None}
-        return cls(backbone, hmm, tokenizer, mesh=mesh, defaults=defaults, sources=sources)
+            hmm = hmm if mesh is None else jax.device_put(hmm, circuit_sharding(hmm, mesh))
+        return cls(backbone, hmm, tokenizer, mesh=mesh, defaults=defaults or stored, sources=origins)
 
     def generate(
         self,
@@ -132,6 +139,7 @@ class CoDD:
         system: str | None = None,
         stop_strings: Sequence[str] = (),
         progress: bool = False,
+        pad_batch: bool = False,
     ) -> Generation:
         """Answers prompts.
 
@@ -144,6 +152,7 @@ class CoDD:
           system: a system message before strings and conversations.
           stop_strings: text ends before the first of these.
           progress: show a bar.
+          pad_batch: fill fewer prompts up to `batch_size` rows, so that calls of any number of prompts share programs.
 
         Returns:
           A `Generation` with one entry per prompt and sample.
@@ -152,8 +161,7 @@ class CoDD:
           ValueError: bad prompts, or a configuration that does not fit backbone or circuit.
           FloatingPointError: NaN or infinite logits.
         """
-        job = self._job(prompts, config, seed, system, stop_strings)
-        return job.run(_at_least_one(batch_size), progress)
+        return self._job(prompts, config, seed, system, stop_strings).run(batch_size, progress, pad_batch)
 
     def stream(
         self,
@@ -175,7 +183,7 @@ class CoDD:
         stops = (stop_strings,) if isinstance(stop_strings, str) else tuple(stop_strings)
         if stops:
             require_tokenizer(self.tokenizer, "stop_strings")
-        return Job(self, config, rows, row_keys(rows, seed), config.gen_length, stop_strings=stops)
+        return Job(self, config, rows, row_keys(rows, check_seed(seed)), config.gen_length, stop_strings=stops)
 
     def infill(
         self,
@@ -211,8 +219,8 @@ class CoDD:
             stop_at_eos=False,
         )
         self._check(config, rows, 0)
-        job = Job(self, config, rows, row_keys(rows, seed), 0, prompt_lengths=[0] * len(rows))
-        return job.run(_at_least_one(batch_size), progress)
+        job = Job(self, config, rows, row_keys(rows, check_seed(seed)), 0, prompt_lengths=[0] * len(rows))
+        return job.run(batch_size, progress)
 
     def log_likelihood(
         self,
@@ -228,6 +236,9 @@ class CoDD:
         Args:
           prompt: as in `generate`. completion: text as it stands, or token ids.
           num_samples: maskings drawn for the bound; batch_size: of them at once; seed: of them.
+
+        Raises:
+          ValueError: an empty prompt or completion, or ids outside the vocabulary.
         """
         (ids,) = encode_prompts([prompt], self.tokenizer, vocab_size=self.config.vocab_size)
         if isinstance(completion, str):
@@ -241,7 +252,7 @@ class CoDD:
             completion,
             num_samples=num_samples,
             batch_size=batch_size,
-            seed=seed,
+            seed=check_seed(seed),
         )
 
     def decode(self, canvas: Canvas, config: DecodeConfig | None = None, **options: Any) -> Canvas:
@@ -284,30 +295,4 @@ class CoDD:
     def _check(self, config: DecodeConfig, rows: Sequence[Sequence[int]], added: int) -> None:
         """Raises what is wrong with decoding `rows` with `added` masks each, before anything runs."""
         check_length(self.config, max(map(len, rows)) + added)
-        coupled = self.hmm is not None and config.coupling != "none"
-        config.validate_against(
-            vocab_size=self.config.vocab_size,
-            mask_id=self.config.mask_id,
-            circuit_length=self.hmm.length if coupled else None,
-            circuit_vocab_size=self.hmm.vocab_size if coupled else None,
-        )
-
-
-def check_fit(config: BackboneConfig, info: circuit_io.CircuitInfo) -> None:
-    """Raises ValueError, naming both numbers, where a circuit was made for another backbone."""
-    if info.vocab_size != config.vocab_size:
-        raise ValueError(
-            f"the circuit is over {info.vocab_size} tokens and the {config.family} backbone over {config.vocab_size}: "
-            "it was trained for another backbone; published circuits say in their names which one they are for"
-        )
-    if info.mask_id is not None and info.mask_id != config.mask_id:
-        raise ValueError(
-            f"the circuit was trained with mask id {info.mask_id} and the backbone's is {config.mask_id}; "
-            "take the circuit that belongs to this backbone"
-        )
-
-
-def _at_least_one(batch_size: int) -> int:
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
-    return batch_size
+        loading.check_decoding(config, self.config, None if self.hmm is None else circuit_io.CircuitInfo.of(self.hmm))

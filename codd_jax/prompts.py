@@ -12,7 +12,7 @@ from codd_jax.tokenizer import Message, encode_chat, encode_spans
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Prompt = str | Sequence[int] | Sequence[Message]
+Prompt = str | Sequence[int] | Sequence[Message] | Message
 
 
 def encode_prompts(
@@ -26,15 +26,16 @@ def encode_prompts(
 
     Args:
       prompts: one prompt or a list of them. A string is a user's message and goes through the model's chat template,
-        as do conversations (lists of `{"role", "content"}`); lists of ids are taken as they are.
+        as do conversations (lists of `{"role", "content"}`, or one such message); lists of ids are taken as they are.
       tokenizer: needed for strings and conversations.
       vocab_size: ids must lie below it.
       system: a system message put before strings and conversations.
 
     Raises:
-      ValueError: nothing to do, an empty prompt, an id outside the vocabulary, or text without a tokenizer.
+      ValueError: nothing to do, an empty prompt, an id outside the vocabulary, text without a tokenizer, or what is no
+        prompt at all.
     """
-    several = [prompts] if _is_single(prompts) else list(prompts)
+    several = _listed(prompts)
     if not several:
         raise ValueError("there are no prompts; pass at least one")
     return [_encode(index, prompt, tokenizer, vocab_size, system) for index, prompt in enumerate(several)]
@@ -52,7 +53,7 @@ def encode_holes(
     Raises:
       ValueError: nothing to do, a text without a hole, an id outside the vocabulary, or text without a tokenizer.
     """
-    several = [texts] if _is_single(texts) else list(texts)
+    several = _listed(texts)
     rows = []
     for index, text in enumerate(several):
         if isinstance(text, str):
@@ -76,27 +77,57 @@ def require_tokenizer(tokenizer: PreTrainedTokenizerBase | None, what: str) -> P
     return tokenizer
 
 
-def _is_single(prompts) -> bool:
-    if isinstance(prompts, str):
-        return True
+def check_ids(ids: Sequence[int], what: str, vocab_size: int) -> list[int]:
+    """Token ids as plain integers; `what` names them in errors.
+
+    Raises:
+      ValueError: not a flat list of whole numbers, or an id outside the vocabulary.
+    """
+    try:
+        found = np.asarray(ids)
+    except ValueError:  # lists within lists, of different lengths
+        found = np.asarray(None)
+    if found.ndim == 1 and found.size == 0:
+        return []
+    if found.ndim != 1 or not np.issubdtype(found.dtype, np.integer):
+        raise ValueError(f"{what} is neither text, messages nor a flat list of token ids: {str(ids)[:60]}")
+    if found.min() < 0 or found.max() >= vocab_size:
+        worst = found.min() if found.min() < 0 else found.max()
+        raise ValueError(f"{what} holds the id {worst}; the model's vocabulary has the ids 0 … {vocab_size - 1}")
+    return found.tolist()
+
+
+def check_seed(seed: int) -> int:
+    """The seed as a plain integer; ValueError for what is none, or does not fit 64 bits."""
+    if not isinstance(seed, int | np.integer) or isinstance(seed, bool) or not -(2**63) <= seed < 2**63:
+        raise ValueError(f"seed is {seed!r}; it must be a whole number from -2**63 to 2**63 - 1")
+    return int(seed)
+
+
+def _listed(prompts) -> list:
+    """One prompt or many as a list of prompts."""
+    if isinstance(prompts, str | dict):
+        return [prompts]
+    if not isinstance(prompts, Sequence) and not (isinstance(prompts, np.ndarray) and prompts.ndim):
+        raise ValueError(
+            f"prompts is {str(prompts)[:60]}; it must be text, messages, token ids, or a list of such prompts"
+        )
     if isinstance(prompts, np.ndarray):
-        return prompts.ndim == 1
-    return len(prompts) > 0 and isinstance(prompts[0], dict | int | np.integer)
+        return [prompts] if prompts.ndim == 1 else list(prompts)
+    single = len(prompts) > 0 and isinstance(prompts[0], dict | int | np.integer)
+    return [prompts] if single else list(prompts)
 
 
 def _encode(index: int, prompt: Prompt, tokenizer, vocab_size: int, system: str | None) -> list[int]:
-    if len(prompt) == 0 or (isinstance(prompt, str) and not prompt.strip()):
+    if isinstance(prompt, dict):
+        prompt = [prompt]
+    if isinstance(prompt, str) and not prompt.strip():
         raise ValueError(f"prompt {index} is empty; every prompt needs at least one token")
-    if isinstance(prompt, str) or isinstance(prompt[0], dict):
+    if isinstance(prompt, str) or (isinstance(prompt, Sequence) and len(prompt) and isinstance(prompt[0], dict)):
         tokenizer = require_tokenizer(tokenizer, f"prompt {index}")
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         return encode_chat(tokenizer, messages, system=system)
-    ids = np.asarray(prompt)
-    if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
-        raise ValueError(f"prompt {index} is neither text, messages nor a flat list of token ids: {str(prompt)[:60]}")
-    if ids.min() < 0 or ids.max() >= vocab_size:
-        worst = ids.min() if ids.min() < 0 else ids.max()
-        raise ValueError(
-            f"prompt {index} holds the id {worst}; the model's vocabulary has the ids 0 … {vocab_size - 1}"
-        )
-    return ids.tolist()
+    ids = check_ids(prompt, f"prompt {index}", vocab_size)
+    if not ids:
+        raise ValueError(f"prompt {index} is empty; every prompt needs at least one token")
+    return ids

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import pathlib
 import tempfile
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import huggingface_hub
@@ -14,6 +16,8 @@ from codd_jax.io.circuit import save_circuit
 from codd_jax.io.converted import save_backbone
 from codd_jax.io.hub import explain
 from codd_jax.io.workspace import building, write_marker
+from codd_jax.loading import default_config
+from codd_jax.sources import Source
 
 if TYPE_CHECKING:
     from codd_jax.model import CoDD
@@ -31,7 +35,7 @@ def save(model: CoDD, folder: str | pathlib.Path, *, overwrite: bool = False) ->
         write_marker(
             partial,
             "bundle",
-            decoding=dataclasses.asdict(model.defaults),
+            **_defaults(model),
             sources=model.sources,
             coupled=model.hmm is not None,
         )
@@ -39,27 +43,41 @@ def save(model: CoDD, folder: str | pathlib.Path, *, overwrite: bool = False) ->
 
 def push(model: CoDD, repo_id: str, *, private: bool, token: str | None, commit_message: str) -> str:
     """Uploads a model with its card; see `CoDD.push_to_hub`."""
+    card = model_card(
+        repo_id,
+        _facts(model),
+        family=model.config.family,
+        base_models=list(dict.fromkeys(source["hub"] for source in model.sources.values() if "hub" in source)),
+        coupled=model.hmm is not None,
+    )
+    api = huggingface_hub.HfApi(token=token)
+    with _explained(repo_id):
+        api.create_repo(repo_id, private=private, exist_ok=True)  # before gigabytes are written for a mistyped id
     with tempfile.TemporaryDirectory() as scratch:
         folder = pathlib.Path(scratch) / "model"
         save(model, folder)
-        card = model_card(
-            repo_id,
-            _facts(model),
-            family=model.config.family,
-            base_models=list(model.sources.values()),
-            coupled=model.hmm is not None,
-        )
         (folder / "README.md").write_text(card, encoding="utf-8")
-        api = huggingface_hub.HfApi(token=token)
-        try:
-            api.create_repo(repo_id, private=private, exist_ok=True)
+        with _explained(repo_id):
             commit = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=commit_message)
-        except Exception as error:
-            explained = explain(error, repo_id)
-            if explained is None:
-                raise
-            raise explained from error
     return str(getattr(commit, "commit_url", commit))
+
+
+@contextlib.contextmanager
+def _explained(repo_id: str) -> Iterator[None]:
+    """The hub's exceptions in the user's terms."""
+    try:
+        yield
+    except Exception as error:
+        explained = explain(error, repo_id)
+        if explained is None:
+            raise
+        raise explained from error
+
+
+def _defaults(model: CoDD) -> dict[str, object]:
+    """Decoding defaults to store: none where they are those of any model, so that another circuit may be joined."""
+    usual = default_config(None if model.hmm is None else model.hmm.length)
+    return {} if model.defaults == usual else {"decoding": dataclasses.asdict(model.defaults)}
 
 
 def _facts(model: CoDD) -> dict[str, object]:
@@ -72,4 +90,8 @@ def _facts(model: CoDD) -> dict[str, object]:
     if model.hmm is not None:
         hmm = model.hmm
         facts["circuit"] = f"{hmm.num_states:,} states over {hmm.length} tokens, {hmm.normalization} normalisation"
-    return facts | {f"{part} from": f"`{name}`" for part, name in model.sources.items()}
+    return facts | {f"{part} from": _shown(source) for part, source in model.sources.items()}
+
+
+def _shown(source: Source) -> str:
+    return f"`{source['hub']}`" if "hub" in source else f"a local folder, `{source['folder']}`"

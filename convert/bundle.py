@@ -18,17 +18,10 @@ def convert_bundle(job: Job) -> str:
     """
     opened = open_backbone(job.backbone, adapter=job.adapter)
     info = circuit.describe(job.circuit)
-    config = opened.config
-    if info.vocab_size != config.vocab_size:
-        raise ValueError(
-            f"{job.source}: the circuit is over {info.vocab_size} tokens and the backbone over {config.vocab_size}; "
-            "they do not belong together"
-        )
-    if info.mask_id is not None and info.mask_id != config.mask_id:
-        raise ValueError(
-            f"{job.source}: codd_config.json gives mask_id {info.mask_id} and config.json {config.mask_id}; "
-            "correct the one that is wrong"
-        )
+    try:
+        info.check_fit(opened.config)
+    except ValueError as error:
+        raise ValueError(f"{job.source}: {error}") from error
     with building(job.out, job.identity(), overwrite=job.overwrite) as folder:
         for name in ("backbone", "circuit"):
             (folder / name).mkdir(exist_ok=True)

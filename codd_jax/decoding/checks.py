@@ -33,6 +33,11 @@ def is_number(value: object) -> bool:
     return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
 
 
+def plain(value: object) -> object:
+    """A NumPy number as Python's own, which JSON can hold; anything else as it is."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
 def require_count(name: str, value: object, suffix: str = "") -> None:
     """Refuses what is not a whole number of at least 1."""
     if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from codd_jax.decoding.checks import check_cache, is_number, listed, require_count, require_range
+from codd_jax.decoding.checks import check_cache, is_number, listed, plain, require_count, require_range
 from codd_jax.decoding.strategy import Numbers, Strategy
 
 ALGORITHMS = ("low_confidence", "margin", "entropy", "topprob", "random")
@@ -97,6 +97,8 @@ class DecodeConfig:
 
     def __post_init__(self) -> None:
         """Raises a ValueError that names the value, what it may be, and the other value it clashes with."""
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, plain(getattr(self, field.name)))
         for name in ("steps", "gen_length", "num_samples"):
             require_count(name, getattr(self, name))
         for name in ("block_length", "top_k", "cache_refresh"):

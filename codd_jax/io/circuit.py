@@ -10,6 +10,7 @@ from typing import Any, Self
 import jax.numpy as jnp
 import numpy as np
 
+from codd_jax.backbones.config import BackboneConfig
 from codd_jax.circuits.hmm import HMM, NORMALIZATIONS
 from codd_jax.io import hub
 from codd_jax.io.arrays import ArrayStore, save_arrays
@@ -39,6 +40,20 @@ class CircuitInfo:
     def of(cls, hmm: HMM) -> Self:
         """The same facts of a circuit in memory."""
         return cls(hmm.length, hmm.num_states, hmm.vocab_size, hmm.normalization)
+
+    def check_fit(self, config: BackboneConfig) -> None:
+        """Raises ValueError, naming both numbers, where the circuit was made for another backbone."""
+        if self.vocab_size != config.vocab_size:
+            raise ValueError(
+                f"the circuit is over {self.vocab_size} tokens and the {config.family} backbone over "
+                f"{config.vocab_size}: it was trained for another backbone; published circuits say in their names "
+                "which one they are for"
+            )
+        if self.mask_id is not None and self.mask_id != config.mask_id:
+            raise ValueError(
+                f"the circuit was trained with mask id {self.mask_id} and the backbone's is {config.mask_id}; "
+                "take the circuit that belongs to this backbone"
+            )
 
 
 def describe(source: str | Path, **access: Any) -> CircuitInfo:
