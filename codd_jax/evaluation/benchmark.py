@@ -10,6 +10,7 @@ import jax
 
 from codd_jax import sharding
 from codd_jax.backbones.config import BackboneConfig, check_length, config_from_huggingface
+from codd_jax.decoding.config import DecodeConfig
 from codd_jax.evaluation.harness import Evaluation, evaluate
 from codd_jax.evaluation.options import Options, flags_named
 from codd_jax.evaluation.presets import TaskPreset
@@ -77,12 +78,13 @@ def inspect(options: Options, **preset_changes: Any) -> Checked:
     return Checked(config, tokenizer, about.length if about else None, decode)
 
 
-def load_model(options: Options) -> CoDD:
-    """The model with its weights on the devices."""
+def load_model(options: Options, decode: DecodeConfig | None = None) -> CoDD:
+    """The model with its weights on the devices; `decode` takes the place of decoding defaults stored with it."""
     return CoDD.from_pretrained(
         options.checkpoint,
         circuit=options.circuit,
         adapter=options.adapter,
+        defaults=decode,
         dtype=options.dtype or default_dtype(),
         mesh=sharding.make_mesh(options.mesh),
     )
@@ -126,7 +128,7 @@ def run_benchmark(options: Options, preset: TaskPreset, *, progress: bool = True
         check_length(checked.config, max(prompt_lengths) + checked.decode.gen_length)
         # The longest prompt has just been warned of; the batches would each say it again.
         warnings.filterwarnings("ignore", message=".*exceeds the checkpoint's context")
-        return load_model(options)
+        return load_model(options, checked.decode)
 
     with warnings.catch_warnings():
         evaluate(DeferredModel(checked.tokenizer, load), evaluation, task, folder, progress=progress)

@@ -132,12 +132,14 @@ def _default(field: str) -> str:
     return f"({shown[0]})" if llada == dream else f"({shown[0]} for LLaDA, {shown[1]} for Dream)"
 
 
-def count(low: int):
-    """An argparse type: a whole number of at least `low`."""
+def count(low: int, high: int = 2**63 - 1):
+    """An argparse type: a whole number of at least `low` and at most `high`."""
 
     def parse(text: str) -> int:
-        if not re.fullmatch(r"[+-]?\d+", text) or int(text) < low:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {low}")
+        if not re.fullmatch(r"[+-]?\d{1,100}", text) or int(text) < low:
+            raise argparse.ArgumentTypeError(f"{text[:60]!r} is not a whole number of at least {low}")
+        if int(text) > high:
+            raise argparse.ArgumentTypeError(f"{text} is above {high}")
         return int(text)
 
     return parse

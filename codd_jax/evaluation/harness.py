@@ -91,7 +91,8 @@ def evaluate(
     requests: list[Request] = []
 
     def answer(instances: Sequence[Any]) -> list[str]:
-        requests.extend(as_requests(task, instances))
+        asked = as_requests(task, instances)
+        requests.extend(asked)
         by_document = {instance.doc_id: instance for instance in instances}
         sampler = Sampler(
             model=model,
@@ -103,7 +104,7 @@ def evaluate(
             batch_size=evaluation.batch_size,
             progress=progress,
         )
-        return sampler.answer(requests)
+        return sampler.answer(asked)
 
     results = harness_evaluate(
         HarnessModel(model.tokenizer, answer),

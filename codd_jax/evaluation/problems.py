@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import pathlib
+import shutil
 import string
 import tempfile
 from typing import Any
@@ -105,8 +106,9 @@ def load_task(preset: TaskPreset, problems: LocalProblems | None = None, num_sho
     from lm_eval.tasks import TaskManager
 
     stock = pathlib.Path(lm_eval.__file__).parent / "tasks" / preset.harness_file
-    text = _fill_template(preset, stock, problems, num_shot)
     with tempfile.TemporaryDirectory(prefix="codd_jax_task_") as folder, _quiet_downloads(problems is not None):
+        local = _gather(problems, pathlib.Path(folder))
+        text = _fill_template(preset, stock, local, num_shot)
         (pathlib.Path(folder) / "task.yaml").write_text(text, encoding="utf-8")
         # Without the defaults the index holds this one task and takes milliseconds, not seconds.
         manager = TaskManager(include_path=folder, include_defaults=False)
@@ -125,15 +127,27 @@ def load_task(preset: TaskPreset, problems: LocalProblems | None = None, num_sho
     return task
 
 
-def _fill_template(preset: TaskPreset, stock: pathlib.Path, problems: LocalProblems | None, num_shot: int) -> str:
-    """The text of a task file; JSON strings are YAML strings, so paths may hold anything."""
+def _gather(problems: LocalProblems | None, folder: pathlib.Path) -> dict[str, str]:
+    """The problems' files under plain names in `folder`: datasets takes brackets in a path for a pattern."""
+    files = {}
+    for name in ("test", "train"):
+        if path := getattr(problems, name, None):
+            files[name] = str(shutil.copyfile(path, folder / f"{name}.jsonl"))
+    return files
+
+
+def _fill_template(preset: TaskPreset, stock: pathlib.Path, files: dict[str, str], num_shot: int) -> str:
+    """The text of a task file, on the hub's problems where there are no local `files`; JSON strings are YAML's too."""
     values = {"stock_task": json.dumps(str(stock)), "name": preset.harness_task, "num_shot": num_shot}
-    if problems is None:
+    if not files:
         template = "hub.yaml"
     else:
         template = "local_jsonl.yaml"
-        files = {"test": str(problems.test)} | ({"train": str(problems.train)} if problems.train else {})
-        values |= {"data_files": json.dumps(files), "train_split": "train" if problems.train else "null"}
+        values |= {
+            "data_files": json.dumps(files),
+            "cache": json.dumps(f"{files['test']}.cache"),
+            "train_split": "train" if "train" in files else "null",
+        }
     return string.Template((_TEMPLATES / template).read_text(encoding="utf-8")).substitute(values)
 
 

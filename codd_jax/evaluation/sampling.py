@@ -152,6 +152,7 @@ class Sampler:
             seed=seed,
             batch_size=self.batch_size,
             stop_strings=until,
+            pad_batch=True,  # the last batch is smaller, and would be compiled anew
         )
         seconds = time.perf_counter() - started
         # A tokenizer may decode special tokens; none of them is part of an answer.

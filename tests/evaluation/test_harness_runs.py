@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import datasets
 import pytest
@@ -169,6 +170,29 @@ def test_worked_examples_come_from_the_training_file(problems_file, data_cache):
     assert request.args[0].count("Question:") == 3
     assert request.args[0].startswith("<|system|>Be brief.<|end|><|user|>Question:")
     assert request.args[0].endswith("Answer:<|end|><|assistant|>")
+
+
+def test_a_path_may_hold_anything(problems_file, data_cache, tmp_path):
+    folder = tmp_path / "br[1] {a,b} *? 🐆 'q\" $x"
+    shutil.copytree(problems_file.parent, folder)
+    own = load_task(TASKS["gsm8k"], find_problems(TASKS["gsm8k"], folder, 1), 1)
+    assert len(own.dataset["test"]) == 7 and len(own.dataset["train"]) == 3
+    assert own.dataset["test"][0]["question"] == QUESTIONS[0][0]
+
+
+def test_requests_asked_in_two_calls_are_each_answered_once(task, tmp_path, monkeypatch):
+    asked = []
+
+    def ask(model, tasks, **_):
+        instances = build_requests(task, byte_tokenizer(), None, limit=2)
+        answers = [model.generate_until(instances[:1]), model.generate_until(instances[1:])]
+        asked.extend(map(len, answers))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lm_eval.evaluator.evaluate", ask)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(ScriptedModel(perfect), setup(), task, tmp_path / "run", progress=False)
+    assert asked == [1, 1]
 
 
 def test_the_stock_data_set_is_asked_for_on_the_hub(problems_file, data_cache, monkeypatch):

@@ -62,6 +62,7 @@ class ScriptedModel:
         system: str | None = None,
         stop_strings: Sequence[str] = (),
         progress: bool = False,
+        pad_batch: bool = False,
     ) -> Generated:
         """As CoDD.generate, from the script."""
         if len(self.calls) == self._die_at_call:
