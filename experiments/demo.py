@@ -14,7 +14,9 @@ from typing import Any
 from tqdm import tqdm
 
 from codd_jax import CoDD, DecodeConfig
+from codd_jax.compilation import enable_compilation_cache
 from codd_jax.evaluation import wilson_interval
+from codd_jax.evaluation.flags import Parser, count
 from codd_jax.generation import Generation
 from experiments.demo_task.data import WINDOW
 from experiments.demo_task.problems import Grade, Problem, grade, sample_problems
@@ -67,9 +69,9 @@ def run_demo(
             start = time.perf_counter()
             _answer(model, drawn[:batch_size], method, 1, seed, batch_size)
             compile_seconds += time.perf_counter() - start
-            for count in steps:
-                bar.set_postfix_str(f"{METHODS[method]}, {count} steps")
-                row, answers[method, count] = _measure(model, drawn, method, count, seed, batch_size)
+            for number in steps:
+                bar.set_postfix_str(f"{METHODS[method]}, {number} steps")
+                row, answers[method, number] = _measure(model, drawn, method, number, seed, batch_size)
                 rows.append(row)
                 bar.update()
     result = {
@@ -134,15 +136,15 @@ def _example(
     problems: list[Problem], answers: dict[tuple[str, int], list[tuple[str, Grade]]], steps: Sequence[int]
 ) -> dict[str, Any] | None:
     """The first problem that the backbone alone answers in mixed phrasings at the fewest steps, or None."""
-    count = min(steps)
-    mixed = [row for row, (_, result) in enumerate(answers["backbone", count]) if not result.coherent]
+    fewest = min(steps)
+    mixed = [row for row, (_, result) in enumerate(answers["backbone", fewest]) if not result.coherent]
     if not mixed:
         return None
     first = mixed[0]
-    shown = {method: answers[method, count][first] for method in COUPLINGS}
+    shown = {method: answers[method, fewest][first] for method in COUPLINGS}
     return {
         "question": problems[first].question,
-        "steps": count,
+        "steps": fewest,
         "count": len(mixed),
         "answers": {method: {"text": text, "verdict": verdict(result)} for method, (text, result) in shown.items()},
     }
@@ -150,11 +152,11 @@ def _example(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--problems", type=int, default=200, help="held-out problems to decode")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--batch_size", type=int, default=200)
-    parser.add_argument("--steps", type=int, nargs="+", default=STEPS)
+    parser = Parser(prog="python -m experiments.demo", description=__doc__)
+    parser.add_argument("--problems", type=count(1), default=200, help="held-out problems to decode")
+    parser.add_argument("--seed", type=count(0), default=0)
+    parser.add_argument("--batch_size", type=count(1), default=200)
+    parser.add_argument("--steps", type=count(1), nargs="+", default=STEPS)
     parser.add_argument("--output_dir", type=pathlib.Path, default=pathlib.Path("runs/demo"))
     parser.add_argument(
         "--bundle", type=pathlib.Path, default=BUNDLE, help="backbone, tokenizer and circuit to decode with"
@@ -164,6 +166,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--output", type=pathlib.Path, default=pathlib.Path("runs/demo_bundle"), help="where --train writes"
     )
     options = parser.parse_args(arguments)
+    enable_compilation_cache()
+    try:
+        _run(options)
+    except (ValueError, OSError, FloatingPointError) as error:
+        parser.error(str(error))
+
+
+def _run(options: argparse.Namespace) -> None:
+    """Trains, or decodes and prints the table."""
     if options.train:
         from experiments.demo_task.train import Recipe, train_bundle
 

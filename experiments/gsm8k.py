@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 
+from codd_jax.compilation import enable_compilation_cache
 from codd_jax.evaluation.flags import Parser, add_benchmark_flags, count, plain_warnings
 from codd_jax.evaluation.options import Options, read_options
 from codd_jax.evaluation.presets import SIDE_BY_SIDE, TASKS
@@ -48,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parses, runs, and prints where the results are."""
     parser = make_parser()
     args = parser.parse_args(argv)
+    enable_compilation_cache()
     with plain_warnings():
         _run(parser, args)
 
@@ -110,7 +112,7 @@ def show_prompt(options: Options, prompt: str) -> None:
         raise ValueError("--prompt is empty")
     decode = benchmark.inspect(options, **SIDE_BY_SIDE).decode
     columns = side_by_side.compare(
-        benchmark.load_model(options), prompt, decode, system=PRESET.system_prompt, seed=options.seed
+        benchmark.load_model(options, decode), prompt, decode, system=PRESET.system_prompt, seed=options.seed
     )
     print(side_by_side.render(columns, shutil.get_terminal_size((120, 24)).columns))
     print(side_by_side.write(options.output_dir, prompt, columns, decode, options.seed))

@@ -106,3 +106,19 @@ def test_weights_survive_storage():
     for row in (model.hmm.initial[None], model.hmm.transition, model.hmm.emission):
         np.testing.assert_allclose(np.asarray(row, np.float64).sum(-1), 1.0, atol=1e-5)
     assert model.backbone.embed.weight[...].dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--steps 0", "'0' is not a whole number of at least 1"),
+        ("--problems 0", "'0' is not a whole number of at least 1"),
+        ("--seed 9223372036854775808", "is above 9223372036854775807"),
+        ("--bundle /nonexistent", "/nonexistent is neither an existing path nor a hub id"),
+    ],
+)
+def test_what_cannot_be_run_is_one_message(flags, message, tmp_path, capsys):
+    with pytest.raises(SystemExit) as left:
+        demo.main([*flags.split(), "--output_dir", str(tmp_path)])
+    assert left.value.code == 2
+    assert message in capsys.readouterr().err
