@@ -114,7 +114,7 @@ def test_parts_of_a_unified_folder_that_do_not_belong_together(unified, tmp_path
     settings = json.loads((unified / "codd_config.json").read_text())
     (unified / "codd_config.json").write_text(json.dumps({**settings, "mask_id": 3}))
     assert run(unified, tmp_path / "out") == 2
-    assert "mask_id 3" in capsys.readouterr().err
+    assert "mask id 3" in capsys.readouterr().err
     jpc.write(unified / "pc_model.jpc", HMM(np.ones(1), np.ones((1, 1)), np.full((1, 30), 1 / 30), length=4))
     assert run(unified, tmp_path / "out") == 2
     assert "30 tokens and the backbone over 40" in capsys.readouterr().err
