@@ -2,12 +2,13 @@
 
 import dataclasses
 import importlib
-import json
 import pathlib
 import types
 import warnings
 from collections.abc import Mapping
 from typing import Any
+
+from codd_jax.jsonfile import read_json
 
 # In float32 an angle of position p is off by up to p / 2^24 radians: past this length neighbouring positions blur.
 ROTARY_LIMIT = 2**17
@@ -108,7 +109,10 @@ def check_length(config: BackboneConfig, length: int) -> None:
 def family_of(config_json: Mapping[str, Any], where: str = "config.json") -> str:
     """Name the family ("llada" or "dream") of a HuggingFace config, or raise ValueError naming the architecture."""
     model_type = str(config_json.get("model_type") or "")
-    architectures = [str(name) for name in config_json.get("architectures") or ()]
+    listed = config_json.get("architectures") or []
+    if not isinstance(listed, list):
+        raise ValueError(f"{where}: architectures is {listed!r}; a list of names is expected")
+    architectures = [str(name) for name in listed]
     names = {
         "llada": {"LLaDAModelLM", "LLaDAModel", "CoddLlada"},  # Codd*: saved together with a circuit by PyTorch-CoDD
         "dream": {"DreamModel", "DreamForDiffusionLM", "CoddDream"},
@@ -138,36 +142,19 @@ def config_from_huggingface(source: Mapping[str, Any] | str | pathlib.Path) -> B
         where = str(path)
         if not path.is_file():
             raise FileNotFoundError(f"{path} does not exist; a HuggingFace backbone folder holds a config.json")
-        try:
-            config_json = json.loads(path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{where} is not readable JSON ({error}); download it again") from error
-        if not isinstance(config_json, dict):
-            raise ValueError(f"{where} holds a {type(config_json).__name__} where a JSON object is expected")
-    return family_module(family_of(config_json, where)).read_config(config_json, where)
+        config_json = read_json(path)
+    family = family_module(family_of(config_json, where))
+    try:
+        return family.read_config(config_json, where)
+    except ValueError as error:  # those of `BackboneConfig` itself do not know the file
+        if str(error).startswith(where):
+            raise
+        raise ValueError(f"{where}: {error}") from error
 
 
 def family_module(family: str) -> types.ModuleType:
     """The module of a family: its `NAMES` table, `read_config` and `write_config`."""
     return importlib.import_module(FAMILIES[family])
-
-
-def require(config_json: Mapping[str, Any], key: str, where: str) -> Any:
-    """The value of a key that must be present and not null, or a ValueError naming file and key."""
-    if config_json.get(key) is None:
-        raise ValueError(f"{where} has no value for {key!r}, without which the backbone cannot be built")
-    return config_json[key]
-
-
-def refuse_unsupported(config_json: Mapping[str, Any], supported: Mapping[str, tuple], where: str) -> None:
-    """Raise one ValueError listing every key whose value is outside its `supported` values (an absent key is fine)."""
-    wrong = [
-        f"{key}={config_json[key]!r} (supported: {', '.join(map(repr, values))})"
-        for key, values in supported.items()
-        if key in config_json and config_json[key] not in values
-    ]
-    if wrong:
-        raise ValueError(f"{where} asks for what this port does not compute: {'; '.join(wrong)}")
 
 
 def _llada(**numbers: Any) -> BackboneConfig:

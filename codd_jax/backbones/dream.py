@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from codd_jax.backbones.config import BackboneConfig, refuse_unsupported, require
+from codd_jax.backbones.config import BackboneConfig
+from codd_jax.backbones.fields import flag, integer, number, refuse_unsupported, token_id
 
 # Checkpoint module → module of the Transformer; `{layer}` stands for the layer number, weights and biases alike.
 NAMES = {
@@ -33,29 +34,29 @@ _SUPPORTED = {
 def read_config(config_json: Mapping[str, Any], folder_name: str = "config.json") -> BackboneConfig:
     """Turn Dream's config.json into a `BackboneConfig`; ValueError names every option that is not supported."""
     refuse_unsupported(config_json, _SUPPORTED, folder_name)
-    width, num_heads = (int(require(config_json, key, folder_name)) for key in ("hidden_size", "num_attention_heads"))
-    if width % num_heads and config_json.get("head_dim") is None:
+    width, num_heads = (integer(config_json, key, folder_name) for key in ("hidden_size", "num_attention_heads"))
+    head_dim = integer(config_json, "head_dim", folder_name, None, least=0)
+    if width % num_heads and head_dim is None:
         raise ValueError(f"{folder_name}: hidden_size ({width}) is not a multiple of num_attention_heads ({num_heads})")
-    eos = int(require(config_json, "eos_token_id", folder_name))
-    pad = config_json.get("pad_token_id")
+    eos = token_id(config_json, "eos_token_id", folder_name)
     return BackboneConfig(
         family="dream",
-        vocab_size=int(require(config_json, "vocab_size", folder_name)),
+        vocab_size=integer(config_json, "vocab_size", folder_name),
         width=width,
-        num_layers=int(require(config_json, "num_hidden_layers", folder_name)),
+        num_layers=integer(config_json, "num_hidden_layers", folder_name),
         num_heads=num_heads,
-        num_kv_heads=int(config_json.get("num_key_value_heads") or num_heads),
-        head_dim=int(config_json.get("head_dim") or width // num_heads),
-        ffn_width=int(require(config_json, "intermediate_size", folder_name)),
+        num_kv_heads=integer(config_json, "num_key_value_heads", folder_name, None, least=0) or num_heads,
+        head_dim=head_dim or width // num_heads,
+        ffn_width=integer(config_json, "intermediate_size", folder_name),
         rope_theta=_rope_theta(config_json, folder_name),
-        norm_eps=float(config_json.get("rms_norm_eps", 1e-6)),
-        max_length=int(require(config_json, "max_position_embeddings", folder_name)),
-        mask_id=int(require(config_json, "mask_token_id", folder_name)),
+        norm_eps=number(config_json, "rms_norm_eps", folder_name, 1e-6),
+        max_length=integer(config_json, "max_position_embeddings", folder_name),
+        mask_id=token_id(config_json, "mask_token_id", folder_name),
         eos_id=eos,
-        pad_id=eos if pad is None else int(pad),
-        bos_id=config_json.get("bos_token_id"),
+        pad_id=token_id(config_json, "pad_token_id", folder_name, eos),
+        bos_id=token_id(config_json, "bos_token_id", folder_name, None),
         qkv_bias=True,
-        tie_embeddings=bool(config_json.get("tie_word_embeddings", False)),
+        tie_embeddings=flag(config_json, "tie_word_embeddings", folder_name),
         rope_float32=False,
         shift_logits=True,
     )
@@ -89,8 +90,10 @@ def _rope_theta(config_json: Mapping[str, Any], where: str) -> float:
     """rope_theta from its own key, or from the `rope_parameters` that newer transformers write."""
     parameters = config_json.get("rope_parameters")
     if parameters is None:
-        return float(require(config_json, "rope_theta", where))
+        return number(config_json, "rope_theta", where)
+    if not isinstance(parameters, Mapping):
+        raise ValueError(f"{where}: rope_parameters is {parameters!r}; an object is expected")
     kind = parameters.get("rope_type", "default")
     if kind != "default":
         raise ValueError(f"{where} asks for what this port does not compute: rope_type={kind!r} (supported: 'default')")
-    return float(require(parameters, "rope_theta", f"{where} (rope_parameters)"))
+    return number(parameters, "rope_theta", f"{where} (rope_parameters)")

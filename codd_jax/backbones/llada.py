@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from codd_jax.backbones.config import BackboneConfig, refuse_unsupported, require
+from codd_jax.backbones.config import BackboneConfig
+from codd_jax.backbones.fields import flag, integer, number, refuse_unsupported, require, token_id
 
 # Checkpoint module → module of the Transformer; `{layer}` stands for the layer number, weights and biases alike.
 NAMES = {
@@ -43,40 +44,40 @@ def read_config(config_json: Mapping[str, Any], folder_name: str = "config.json"
     refuse_unsupported(config_json, _SUPPORTED, folder_name)
     for key in ("block_type", "activation_type", "layer_norm_type", "rope"):
         require(config_json, key, folder_name)  # the family's defaults for these are other architectures
-    width, num_heads = (int(require(config_json, key, folder_name)) for key in ("d_model", "n_heads"))
+    width, num_heads = (integer(config_json, key, folder_name) for key in ("d_model", "n_heads"))
     if width % num_heads:
         raise ValueError(f"{folder_name}: d_model ({width}) is not a multiple of n_heads ({num_heads})")
-    vocab_size = int(config_json.get("embedding_size") or require(config_json, "vocab_size", folder_name))
-    include_bias = bool(config_json.get("include_bias"))
-    norm_bias = config_json.get("bias_for_layer_norm")
-    tied = bool(config_json.get("weight_tying", True))
-    eos = int(require(config_json, "eos_token_id", folder_name))
-    pad = config_json.get("pad_token_id")
+    vocab_size = integer(config_json, "embedding_size", folder_name, None, least=0)
+    ffn_width = integer(config_json, "mlp_hidden_size", folder_name, None, least=0)
+    include_bias = flag(config_json, "include_bias", folder_name)
+    norm_bias = flag(config_json, "bias_for_layer_norm", folder_name)
+    tied = flag(config_json, "weight_tying", folder_name, True)
+    eos = token_id(config_json, "eos_token_id", folder_name)
     return BackboneConfig(
         family="llada",
-        vocab_size=vocab_size,
+        vocab_size=vocab_size or integer(config_json, "vocab_size", folder_name),
         width=width,
-        num_layers=int(require(config_json, "n_layers", folder_name)),
+        num_layers=integer(config_json, "n_layers", folder_name),
         num_heads=num_heads,
         num_kv_heads=_num_kv_heads(config_json, num_heads, folder_name),
         head_dim=width // num_heads,
-        ffn_width=int(config_json.get("mlp_hidden_size") or config_json.get("mlp_ratio", 4) * width),
-        rope_theta=float(config_json.get("rope_theta", 10000.0)),
-        norm_eps=float(config_json.get("rms_norm_eps", 1e-5)),
-        max_length=int(require(config_json, "max_sequence_length", folder_name)),
-        mask_id=int(require(config_json, "mask_token_id", folder_name)),
+        ffn_width=ffn_width or int(number(config_json, "mlp_ratio", folder_name, 4) * width),
+        rope_theta=number(config_json, "rope_theta", folder_name, 10000.0),
+        norm_eps=number(config_json, "rms_norm_eps", folder_name, 1e-5),
+        max_length=integer(config_json, "max_sequence_length", folder_name),
+        mask_id=token_id(config_json, "mask_token_id", folder_name),
         eos_id=eos,
-        pad_id=eos if pad is None else int(pad),
-        bos_id=config_json.get("bos_token_id"),
-        qkv_bias=include_bias or bool(config_json.get("include_qkv_bias")),
+        pad_id=token_id(config_json, "pad_token_id", folder_name, eos),
+        bos_id=token_id(config_json, "bos_token_id", folder_name, None),
+        qkv_bias=include_bias or flag(config_json, "include_qkv_bias", folder_name),
         out_bias=include_bias,
-        norm_bias=include_bias if norm_bias is None else bool(norm_bias),
+        norm_bias=include_bias if config_json.get("bias_for_layer_norm") is None else norm_bias,
         head_bias=include_bias and not tied,
-        qk_norm=bool(config_json.get("attention_layer_norm")),
+        qk_norm=flag(config_json, "attention_layer_norm", folder_name),
         tie_embeddings=tied,
-        scale_logits=bool(config_json.get("scale_logits")),
-        input_emb_norm=bool(config_json.get("input_emb_norm")),
-        rope_float32=bool(config_json.get("rope_full_precision", True)),
+        scale_logits=flag(config_json, "scale_logits", folder_name),
+        input_emb_norm=flag(config_json, "input_emb_norm", folder_name),
+        rope_float32=flag(config_json, "rope_full_precision", folder_name, True),
     )
 
 
@@ -108,7 +109,7 @@ def write_config(config: BackboneConfig) -> dict[str, Any]:
 
 def _num_kv_heads(config_json: Mapping[str, Any], num_heads: int, where: str) -> int:
     """n_kv_heads where given; else 1 for multi-query attention and n_heads otherwise; the two must not contradict."""
-    given, multi_query = config_json.get("n_kv_heads"), config_json.get("multi_query_attention")
+    given, multi_query = integer(config_json, "n_kv_heads", where, None), config_json.get("multi_query_attention")
     implied = 1 if multi_query else num_heads
     if given is None:
         return implied
@@ -117,4 +118,4 @@ def _num_kv_heads(config_json: Mapping[str, Any], num_heads: int, where: str) ->
             f"{where}: n_kv_heads={given} contradicts multi_query_attention={multi_query}, "
             f"which means {implied}; set one of them to null"
         )
-    return int(given)
+    return given

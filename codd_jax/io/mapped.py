@@ -25,7 +25,7 @@ def map_tensor(path: str | os.PathLike, name: str) -> np.ndarray:
         try:
             entry = json.loads(file.read(size))[name]
             dtype, shape, (begin, end) = DTYPES[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"{path} holds no readable tensor {name!r} ({error!r})") from error
     if end - begin != math.prod(shape) * dtype.itemsize or 8 + size + end > os.path.getsize(path):
         raise ValueError(f"{path}: tensor {name!r} of shape {shape} does not fit its {end - begin} bytes")

@@ -73,7 +73,20 @@ def test_llada_include_bias_reaches_every_projection(norm, expected):
         (LLADA, {"mask_token_id": 384}, "mask_id \\(384\\)"),
         (LLADA, {"d_model": 66}, "d_model \\(66\\)"),
         (DREAM, {"num_key_value_heads": 3}, "num_kv_heads \\(3\\)"),
-        (DREAM, {"intermediate_size": 0}, "ffn_width"),
+        (DREAM, {"intermediate_size": 0}, "intermediate_size is 0"),
+        (LLADA, {"n_heads": 0}, r"config\.json: n_heads is 0"),
+        (LLADA, {"d_model": "abc"}, r"config\.json: d_model is 'abc'"),
+        (LLADA, {"d_model": float("inf")}, "d_model is inf"),
+        (LLADA, {"d_model": 64.5}, "d_model is 64.5"),
+        (LLADA, {"architectures": 5}, "architectures is 5"),
+        (LLADA, {"rms_norm_eps": None}, "rms_norm_eps is None"),
+        (LLADA, {"mlp_ratio": None, "mlp_hidden_size": None}, "mlp_ratio is None"),
+        (LLADA, {"n_kv_heads": [1]}, r"n_kv_heads is \[1\]"),
+        (LLADA, {"eos_token_id": []}, r"eos_token_id is \[\]"),
+        (LLADA, {"include_bias": "no"}, "include_bias is 'no'"),
+        (LLADA, {"rope_theta": float("nan")}, "rope_theta is nan"),
+        (DREAM, {"rope_parameters": 5}, "rope_parameters is 5"),
+        (DREAM, {"head_dim": 7}, r"config\.json: head_dim \(7\) is odd"),
         ({}, {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}, "'llama'.*LlamaForCausalLM"),
         (LLADA, {"architectures": ["LLaDAMoEModelLM"]}, "LLaDAMoEModelLM"),
     ],
@@ -81,6 +94,12 @@ def test_llada_include_bias_reaches_every_projection(norm, expected):
 def test_what_is_not_supported_is_refused_by_name(base, change, named):
     with pytest.raises(ValueError, match=named):
         config_from_huggingface(base | change)
+
+
+@pytest.mark.parametrize("base", [LLADA, DREAM])
+def test_of_several_ends_the_first_is_taken(base):
+    config = config_from_huggingface(base | {"eos_token_id": [7, 9], "pad_token_id": None})
+    assert (config.eos_id, config.pad_id) == (7, 7)
 
 
 def test_all_unsupported_options_are_named_together():
@@ -96,6 +115,9 @@ def test_unreadable_files_are_named(tmp_path):
         config_from_huggingface(tmp_path)
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(ValueError, match="holds a list"):
+        config_from_huggingface(tmp_path)
+    (tmp_path / "config.json").write_text("[" * 200_000)
+    with pytest.raises(ValueError, match="nested too deeply"):
         config_from_huggingface(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(DREAM))
     assert config_from_huggingface(str(tmp_path)) == config_from_huggingface(DREAM)
