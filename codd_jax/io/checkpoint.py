@@ -8,7 +8,6 @@ restored into stacked and into unrolled blocks alike, each device reading only i
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from codd_jax.io.arrays import ArrayStore
 from codd_jax.io.lora import MergedSource
 from codd_jax.io.tensors import SafetensorsFolder, TensorSource
 from codd_jax.io.workspace import read_marker
+from codd_jax.jsonfile import read_json
 from codd_jax.sharding import backbone_sharding
 
 PARAMS = "params"
@@ -91,7 +91,12 @@ def open_backbone(source: str | Path, *, adapter: str | Path | None = None, **ac
     tensors: TensorSource = SafetensorsFolder(folder) if read_marker(folder) is None else ArrayStore(folder / PARAMS)
     if adapter is not None:
         tensors = MergedSource(tensors, hub.resolve(adapter, **{**access, "revision": None}))
-    safetensors.plan(config, tensors)
+    used = {item.name for item in safetensors.plan(config, tensors)}
+    if adapter is not None and (idle := sorted(tensors.changed() - used)):
+        raise ValueError(
+            f"{adapter} changes {', '.join(idle[:4])}, which {source} does not use: its head is tied to its embedding; "
+            "merge the adapter with PEFT into an untied checkpoint first"
+        )
     return OpenBackbone(config, folder, tensors)
 
 
@@ -140,14 +145,3 @@ def codd_defaults(path: str | Path) -> dict[str, Any]:
     names = ("gen_length", "block_length", "temperature", "cfg_scale", "remasking", "pc_temperature", "pc_frac")
     found = {"steps": content.get("num_steps"), **{name: content.get(name) for name in (*names, "reverse_frac")}}
     return {name: value for name, value in found.items() if value is not None}
-
-
-def read_json(path: str | Path) -> dict[str, Any]:
-    """A JSON object from a file; ValueError naming the file where it is none."""
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{path} is not readable JSON ({error}); download it again") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__} where a JSON object is expected")
-    return content

@@ -16,6 +16,7 @@ import numpy as np
 from codd_jax.circuits.hmm import HMM
 from codd_jax.io.jpc_chain import open_chain
 from codd_jax.io.jpc_nodes import EXTERN_PRODUCT, SOFT_EVIDENCE
+from codd_jax.io.whole_file import writing
 
 
 def read(path: str | os.PathLike) -> HMM:
@@ -50,18 +51,14 @@ def write(path: str | os.PathLike, hmm: HMM) -> None:
 
     Raises:
       ValueError: the name does not end in .jpc (PyJuice would refuse it), or the shapes are not those of an HMM.
+      OSError: the disk is full, say; it names the file, and nothing half-written is left.
     """
     path = Path(path)
     if path.suffix != ".jpc":
         raise ValueError(f"{path}: PyJuice reads only files whose name ends in .jpc; name it {path.name}.jpc")
     nodes = _node_dicts(hmm)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with open(partial, "wb") as file:
-            pickle.dump(nodes, file, protocol=4)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with writing(path) as file:
+        pickle.dump(nodes, file, protocol=4)
 
 
 def _node_dicts(hmm: HMM) -> list[dict[str, Any]]:

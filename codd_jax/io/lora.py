@@ -2,43 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-import json
 import math
 import re
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
+from codd_jax.io.adapter_config import CONFIG, read_adapter_config
 from codd_jax.io.mapped import map_tensor, view
 from codd_jax.io.tensors import SafetensorsFolder, TensorSource
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-
-# Options that do not change what is merged; `init_lora_weights` and the ones used below are looked at on their own.
-_HARMLESS = {
-    *("auto_mapping", "base_model_name_or_path", "bias", "exclude_modules", "inference_mode", "layers_pattern"),
-    *("layers_to_transform", "lora_alpha", "lora_dropout", "megatron_core", "modules_to_save", "peft_type"),
-    *("peft_version", "qalora_group_size", "r", "revision", "target_modules", "task_type", "use_rslora"),
-    *("alpha_pattern", "rank_pattern", "fan_in_fan_out", "init_lora_weights", "lora_bias", "ensure_weight_tying"),
-    *("eva_config", "runtime_config", "ephemeral_gpu_offload"),
-}
-_REFUSED = {
-    "use_dora": "DoRA",
-    "use_qalora": "QALoRA",
-    "use_bdlora": "BD-LoRA",
-    "arrow_config": "Arrow",
-    "alora_invocation_tokens": "activated LoRA (aLoRA)",
-    "trainable_token_indices": "trainable token indices",
-    "target_parameters": "LoRA on bare parameters (target_parameters)",
-    "layer_replication": "layer replication",
-    "megatron_config": "Megatron layers",
-}
-# Other initialisations take something away from the base weights, so the adapter does not fit the published base.
-_INITIALISATIONS = (True, False, None, "gaussian", "eva", "orthogonal")
+WEIGHTS = "adapter_model.safetensors"
 
 _FACTOR = re.compile(
     r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(\.(?!weight$|bias$)[^.]+)?(\.(?P<leaf>weight|bias))?"
@@ -61,7 +39,8 @@ class _Delta:
 class MergedSource:
     """A `TensorSource`: the tensors of `base` with a PEFT LoRA adapter merged in as each is read.
 
-    A merged weight is computed in float32 and rounded once to the base tensor's dtype. Tensors that the adapter saved
+    A merged weight is computed in float32 and rounded once, to the base tensor's dtype or to a wider one that is asked
+    for (`in_dtype`). Tensors that the adapter saved
     whole (`modules_to_save`, trained biases and norms, embeddings) replace those of the base.
 
     Raises:
@@ -82,7 +61,18 @@ class MergedSource:
         self._adapter = SafetensorsFolder(self.folder / WEIGHTS)
         self._deltas: dict[str, _Delta] = {}
         self._replaced: dict[str, str] = {}
+        self._wanted: np.dtype | None = None
         self._match()
+
+    def in_dtype(self, dtype: Any) -> Self:
+        """The same source for a reader that stores `dtype`: what is merged is not rounded to less on the way."""
+        other = copy.copy(self)
+        other._wanted = np.dtype(dtype)
+        return other
+
+    def changed(self) -> set[str]:
+        """The names of the base's tensors that the adapter changes."""
+        return {name for name in self.names() if self.touches(name)}
 
     def names(self) -> set[str]:
         """The base's names: an adapter adds none."""
@@ -93,8 +83,10 @@ class MergedSource:
         return self.base.shape(name)
 
     def dtype(self, name: str) -> np.dtype:
-        """The base tensor's dtype, which a merged tensor keeps."""
-        return self.base.dtype(name)
+        """The base tensor's dtype, or the wider one asked for where the adapter takes part."""
+        stored = self.base.dtype(name)
+        wider = self._wanted is not None and self._wanted.itemsize > stored.itemsize and self.touches(name)
+        return self._wanted if wider else stored
 
     def origin(self, name: str) -> str:
         """The base file, and the adapter where it takes part."""
@@ -144,6 +136,8 @@ class MergedSource:
         shapes = {name: self._adapter.shape(name) for name in sorted(self._adapter.names())}
         for name in shapes:
             plain = re.sub(r"^base_model\.model\.", "", name)
+            if ".original_module." in plain:  # PEFT's copy of what modules_to_save replaces
+                continue
             if "lora_magnitude_vector" in plain:
                 raise ValueError(f"{self.folder}: a DoRA adapter ({name}); only plain LoRA is merged")
             if found := _FACTOR.fullmatch(plain):
@@ -154,6 +148,8 @@ class MergedSource:
                 delta = self._deltas.setdefault(module.removesuffix(".weight"), _Delta())
                 delta.embedding |= bool(found["embedding"])
                 field = "bias" if found["leaf"] == "bias" else found["side"].lower()
+                if other := getattr(delta, field):
+                    problems.append(f"{other} and {name} are of one module: save one adapter alone")
                 setattr(delta, field, name)
             else:
                 target = self._base_name(
@@ -163,8 +159,13 @@ class MergedSource:
                     problems.append(f"{name}: the base has no such tensor")
                 elif shapes[name] != self.base.shape(target):
                     problems.append(f"{name} is {shapes[name]}, the base's {target} is {self.base.shape(target)}")
+                elif target in self._replaced:
+                    problems.append(f"{self._replaced[target]} and {name} both replace {target}")
                 else:
                     self._replaced[target] = name
+        for saved in self.config.get("modules_to_save") or ():
+            if not any(f"{saved}." in target for target in (*self._replaced, *self._replaced.values())):
+                problems.append(f"{CONFIG} lists {saved} under modules_to_save, and the file holds no tensor of it")
         for module, delta in self._deltas.items():
             problems += self._settle(module, delta, shapes)
         if not shapes:
@@ -216,44 +217,3 @@ class MergedSource:
         """The base's name for an adapter's: the same, or with or without the outermost "model."."""
         candidates = (name, f"model.{name}", name.removeprefix("model."))
         return next((candidate for candidate in candidates if candidate in self.base.names()), None)
-
-
-def read_adapter_config(folder: str | Path) -> dict[str, Any]:
-    """The checked adapter_config.json of a LoRA adapter.
-
-    Raises FileNotFoundError where there is none, and ValueError naming the kind of adapter or the option that is not
-    merged: DoRA, LoHa, IA3, VeRA and others, PiSSA and other initialisations that change the base.
-    """
-    path = Path(folder) / CONFIG
-    if not path.is_file():
-        raise FileNotFoundError(f"{folder} holds no {CONFIG}; give the folder of a PEFT adapter")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        kind = str(config.get("peft_type"))
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
-        raise ValueError(f"{path} is not a readable JSON object ({error}); download it again") from error
-    if kind.upper() != "LORA":
-        raise ValueError(f"{path}: an adapter of kind {kind}; only plain LoRA is merged: merge it with PEFT first")
-    for option, name in _REFUSED.items():
-        if config.get(option):
-            raise ValueError(f"{path}: {name} ({option}) is not supported; merge the adapter with PEFT first")
-    start = config.get("init_lora_weights")
-    if start not in _INITIALISATIONS:
-        raise ValueError(
-            f"{path}: init_lora_weights={start!r} changes the base weights; convert the adapter to plain LoRA first "
-            "(PEFT: save_pretrained(..., path_initial_model_for_weight_conversion=...)), or merge it with PEFT"
-        )
-    unknown = sorted(key for key, value in config.items() if value and key not in _HARMLESS)
-    if unknown:
-        raise ValueError(
-            f"{path}: unknown option {unknown[0]}={config[unknown[0]]!r}; merge the adapter with PEFT first"
-        )
-    if not isinstance(config.get("r"), int) or config["r"] < 1:
-        raise ValueError(f"{path}: r is {config.get('r')!r}; a rank of at least 1 is needed")
-    if config.get("fan_in_fan_out"):
-        warnings.warn(
-            f"{path}: fan_in_fan_out is set, but these backbones store weights [out, in]; as in PEFT it then has no "
-            "effect",
-            stacklevel=3,
-        )
-    return config

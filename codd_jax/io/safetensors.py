@@ -2,9 +2,7 @@
 
 import dataclasses
 import functools
-import json
 import math
-import os
 import pathlib
 import re
 from collections.abc import Callable, Mapping
@@ -18,9 +16,13 @@ from tqdm import tqdm
 
 from codd_jax.backbones.config import BackboneConfig, family_module
 from codd_jax.backbones.transformer import Transformer, choose_layout
-from codd_jax.io.tensors import SafetensorsFolder, TensorSource, write_safetensors
+from codd_jax.io.tensors import INDEX, SafetensorsFolder, TensorSource, write_safetensors
+from codd_jax.io.workspace import write_json
 
 __all__ = ["Placement", "SafetensorsFolder", "TensorSource", "load_backbone", "plan", "save_huggingface"]
+
+# What readers of a folder take for its weights.
+_WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
 
 # Tensors that some checkpoints carry and nothing needs: rotary tables are computed.
 _IGNORED = re.compile(r".*\.rotary_emb\.inv_freq")
@@ -90,6 +92,8 @@ def load_backbone(
     device then reads only its part. The host never holds more than one tensor. Errors as `plan` and the source raise.
     """
     source = SafetensorsFolder(source) if isinstance(source, str | pathlib.Path) else source
+    if hasattr(source, "in_dtype"):
+        source = source.in_dtype(param_dtype or dtype)
     placements = plan(config, source)
     layout, stored = choose_layout(config, layout), jnp.dtype(param_dtype or dtype)
     shapes = expected_shapes(config)
@@ -129,6 +133,7 @@ def save_huggingface(
 
     Tensors keep their stored dtype and leave the device one by one; beyond `max_shard_bytes` they are split into
     shards with an index. `config_json` is written in place of the config.json that the family's reader would accept.
+    A model that lies in `folder` already is replaced with all its shards; interrupted, no loadable mixture is left.
     """
     config, folder = config or backbone.config, pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -157,16 +162,19 @@ def save_huggingface(
     single = len(shards) == 1
     files = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
     files = ["model.safetensors"] if single else files
+    for name in ("config.json", INDEX):
+        (folder / name).unlink(missing_ok=True)
     with tqdm(total=len(readers), desc="writing", unit="tensor", disable=not progress) as bar:
         for file, specs in zip(files, shards, strict=True):
             write_safetensors(folder / file, specs, read)
+    for file in folder.glob("model*.safetensors"):
+        if _WEIGHTS.fullmatch(file.name) and file.name not in files:
+            file.unlink()
     if not single:
         weight_map = {name: file for file, specs in zip(files, shards, strict=True) for name in specs}
         total = sum(array.dtype.itemsize * math.prod(shape) for array, _, shape in readers.values())
-        _write_json(
-            folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map}
-        )
-    _write_json(folder / "config.json", dict(written))
+        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    write_json(folder / "config.json", dict(written))
     return [folder / file for file in files]
 
 
@@ -262,12 +270,6 @@ def _nest(flat: Mapping[tuple, Any]) -> dict[Any, Any]:
             inner = inner.setdefault(key, {})
         inner[path[-1]] = value
     return nested
-
-
-def _write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    os.replace(partial, path)
 
 
 def _first(items: list[str], limit: int = 8) -> str:

@@ -1,9 +1,7 @@
 """Named tensors on disk: lazy reading of one or many safetensors files, and a writer that holds one at a time."""
 
-import errno
 import json
 import math
-import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
@@ -11,6 +9,9 @@ from typing import Protocol
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
+
+from codd_jax.io.whole_file import writing
+from codd_jax.jsonfile import read_json
 
 # safetensors' dtype names and NumPy's.
 DTYPES = {
@@ -21,14 +22,15 @@ DTYPES = {
     "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn), "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
 }  # fmt: skip
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
-_INDEX = "model.safetensors.index.json"
+INDEX = "model.safetensors.index.json"
 
 
 class TensorSource(Protocol):
     """Anything that hands out named tensors one by one: a checkpoint folder, or one with an adapter merged in.
 
     A source may also have `read_slice(name, index)`, which reads only the part that a tuple of slices selects (sharded
-    loading then reads no more than each device needs), or `place(name, sharding)`, which puts the tensor on devices.
+    loading then reads no more than each device needs), `place(name, sharding)`, which puts the tensor on devices, or
+    `in_dtype(dtype)`, the source for a reader that will store this dtype.
     """
 
     def names(self) -> set[str]:
@@ -56,7 +58,7 @@ class SafetensorsFolder:
 
     def __init__(self, source: str | pathlib.Path):
         self.path = pathlib.Path(source)
-        index = self.path / _INDEX
+        index = self.path / INDEX
         listed = _read_index(index) if index.is_file() else None
         files = [self.path / name for name in sorted(set(listed.values()))] if listed else _find_files(self.path)
         missing = [file.name for file in files if not file.is_file()]
@@ -137,29 +139,21 @@ def write_safetensors(
         offset = end
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)  # the format aligns the data to 8 bytes
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with open(partial, "wb") as file:
-            file.write(len(encoded).to_bytes(8, "little") + encoded)
-            for name, (dtype, shape) in specs.items():
-                array = np.asarray(read(name))
-                if array.dtype != dtype or array.shape != tuple(shape):
-                    raise ValueError(f"{name}: got {array.dtype}{array.shape}, announced {dtype}{tuple(shape)}")
-                file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-        os.replace(partial, path)
-    except OSError as error:
-        reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror
-        raise OSError(error.errno, f"writing failed: {reason}; nothing was left under this name", str(path)) from error
-    finally:
-        partial.unlink(missing_ok=True)
+    with writing(path) as file:
+        file.write(len(encoded).to_bytes(8, "little") + encoded)
+        for name, (dtype, shape) in specs.items():
+            array = np.asarray(read(name))
+            if array.dtype != dtype or array.shape != tuple(shape):
+                raise ValueError(f"{name}: got {array.dtype}{array.shape}, announced {dtype}{tuple(shape)}")
+            file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
 
 def _read_index(index: pathlib.Path) -> dict[str, str]:
     """The index's weight_map, tensor name → file name."""
     try:
-        listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        listed = read_json(index)["weight_map"]
         names = set(listed.values())
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{index} is not a readable index with a weight_map ({error!r}); download it again") from error
     strange = [str(name) for name in names if not isinstance(name, str) or pathlib.PurePath(name).name != name]
     if strange or not names:
@@ -186,7 +180,7 @@ def _find_files(path: pathlib.Path) -> list[pathlib.Path]:
             f"{path} holds weights only as PyTorch pickles ({_some(pickled)}), which can run code and are not read; "
             "save it again with save_pretrained(..., safe_serialization=True), or take a revision with safetensors"
         )
-    raise FileNotFoundError(f"{path} holds neither model.safetensors nor {_INDEX}; is it a backbone folder?")
+    raise FileNotFoundError(f"{path} holds neither model.safetensors nor {INDEX}; is it a backbone folder?")
 
 
 def _open(file: pathlib.Path):

@@ -1,13 +1,17 @@
 """LoRA adapters against the formula W + s·B·A written out by hand, and against PEFT where it is installed."""
 
+import dataclasses
 import json
 
 import ml_dtypes
 import numpy as np
 import pytest
 
+from codd_jax.backbones import PRESETS
+from codd_jax.io.checkpoint import open_backbone
 from codd_jax.io.lora import MergedSource
 from codd_jax.io.tensors import SafetensorsFolder, write_safetensors
+from experiments.random_checkpoint import write_checkpoint
 
 Q, K, O, UP, EMBED = (
     "model.layers.0.self_attn.q_proj",
@@ -173,12 +177,67 @@ def test_everything_that_does_not_fit_is_reported_together(tmp_path, base):
         ({"trainable_token_indices": [1]}, "trainable token indices"),
         ({"some_new_thing": 3}, "some_new_thing"),
         ({"r": 0}, "rank of at least 1"),
+        ({"lora_alpha": None}, "lora_alpha is None"),
+        ({"rank_pattern": {"q_proj": 0}}, "rank_pattern gives 'q_proj' the value 0"),
+        ({"rank_pattern": {"(": 4}}, "rank_pattern has '\\(', which is no pattern"),
+        ({"alpha_pattern": ["q"]}, r"alpha_pattern is \['q'\]"),
+        ({"modules_to_save": ["wte"]}, "lists wte under modules_to_save"),
     ],
 )
 def test_other_adapters_are_refused_by_name(tmp_path, base, config, reason):
     with pytest.raises(ValueError, match=reason) as caught:
         MergedSource(base, adapter(tmp_path, **config)[0])
     assert str(tmp_path / "adapter") in str(caught.value)
+
+
+def test_what_would_be_merged_silently_wrong_is_reported(tmp_path, base):
+    named = {
+        f"base_model.model.{Q}.lora_{side}.{name}.weight": numbers(2, 8) if side == "A" else numbers(8, 2)
+        for side in "AB"
+        for name in ("one", "two")
+    }
+    head = {"base_model.model.lm_head.weight": numbers(20, 8), "lm_head.modules_to_save.a.weight": numbers(20, 8)}
+    with pytest.raises(ValueError) as caught:
+        MergedSource(base, adapter(tmp_path, named | head)[0])
+    for part in ("lora_A.one.weight and ", "lora_B.two.weight are of one module", "both replace lm_head.weight"):
+        assert part in str(caught.value)
+
+
+def test_the_original_beside_a_saved_module_is_passed_over(tmp_path, base):
+    saved, original = numbers(20, 8, seed=50), numbers(20, 8, seed=51)
+    start = "base_model.model.lm_head."
+    tensors = {f"{start}modules_to_save.default.weight": saved, f"{start}original_module.weight": original}
+    merged = MergedSource(base, adapter(tmp_path, tensors, modules_to_save=["lm_head"])[0])
+    np.testing.assert_array_equal(merged.read("lm_head.weight"), saved)
+    assert merged.changed() == {"lm_head.weight"}
+
+
+def test_a_wider_dtype_is_not_rounded_on_the_way(tmp_path):
+    weight = numbers(30, 8).astype(ml_dtypes.bfloat16)
+    stored = {f"{Q}.weight": weight, "model.norm.weight": weight[0]}
+    tensors = {
+        f"base_model.model.{Q}.lora_A.weight": numbers(2, 8),
+        f"base_model.model.{Q}.lora_B.weight": numbers(30, 2),
+    }
+    narrow = MergedSource(SafetensorsFolder(write(tmp_path / "base", stored)), adapter(tmp_path, tensors)[0])
+    wide = narrow.in_dtype(np.float32)
+    exact = weight.astype(np.float64) + 3.0 * product(tensors, Q)
+    np.testing.assert_allclose(wide.read(f"{Q}.weight"), exact, rtol=1e-6, atol=1e-6)
+    assert (wide.dtype(f"{Q}.weight"), wide.dtype("model.norm.weight")) == (np.float32, ml_dtypes.bfloat16)
+    assert narrow.read(f"{Q}.weight").dtype == ml_dtypes.bfloat16
+
+
+def test_a_trained_head_on_a_tied_base_is_refused(tmp_path):
+    config = dataclasses.replace(
+        PRESETS["dream-1m"], width=16, num_layers=1, num_heads=2, num_kv_heads=2, head_dim=8, ffn_width=16,
+        vocab_size=20, mask_id=19, eos_id=18, pad_id=18, bos_id=18,
+    )  # fmt: skip
+    folder = write_checkpoint(tmp_path / "untied", config)
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**settings, "tie_word_embeddings": True}))
+    tensors = {"base_model.model.lm_head.weight": numbers(20, 16)}
+    with pytest.raises(ValueError, match=r"lm_head\.weight, which .* does not use: its head is tied"):
+        open_backbone(folder, adapter=adapter(tmp_path, tensors)[0])
 
 
 def test_a_dora_adapter_that_does_not_say_so(tmp_path, base):
@@ -195,7 +254,7 @@ def test_absent_and_pickled_files(tmp_path, base):
     with pytest.raises(FileNotFoundError, match=r"adapter_model\.bin, which can run code"):
         MergedSource(base, folder)
     (folder / "adapter_config.json").write_text("[]")
-    with pytest.raises(ValueError, match="not a readable JSON object"):
+    with pytest.raises(ValueError, match="holds a list"):
         MergedSource(base, folder)
 
 

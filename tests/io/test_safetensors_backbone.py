@@ -159,3 +159,19 @@ def test_an_empty_file_is_reported_as_missing_everything(tmp_path):
     save_file({"x": np.zeros(1, np.float32)}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=r"(?s)unmapped \(1\): x.*missing \(39\)"):
         plan(PRESETS["llada-1m"], SafetensorsFolder(tmp_path))
+
+
+def test_saving_over_another_layout_of_shards_replaces_it(tmp_path):
+    shape = {"width": 16, "num_heads": 2, "num_kv_heads": 2, "head_dim": 8, "ffn_width": 16, "num_layers": 1}
+    config = dataclasses.replace(PRESETS["llada-1m"], **shape)
+    old, new = (Transformer(config, rngs=nnx.Rngs(seed)) for seed in range(2))
+    (tmp_path / "model_card.safetensors").touch()
+    first = save_huggingface(old, config, tmp_path, max_shard_bytes=30_000)
+    assert len(first) > 2
+    for options in ({}, {"max_shard_bytes": 40_000}, {}):
+        files = save_huggingface(new, config, tmp_path, **options)
+        held = {file.name for file in tmp_path.glob("*.safetensors")}
+        assert held == {"model_card.safetensors", *(file.name for file in files)}
+        loaded = load_backbone(tmp_path, config, progress=False)
+        np.testing.assert_array_equal(np.asarray(loaded.embed.weight[...]), np.asarray(new.embed.weight[...]))
+        old, new = new, old
