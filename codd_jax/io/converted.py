@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from flax import nnx
@@ -29,7 +29,7 @@ COMPANIONS = (
 )
 
 # Casts of larger tensors go through a file: the tensor, its cast and Orbax's copy would be in memory together.
-_SCRATCH_BYTES = 256 * 2**20
+_SCRATCH, _SCRATCH_BYTES = "scratch", 256 * 2**20
 
 
 def write_backbone(
@@ -53,14 +53,19 @@ def write_backbone(
     """
     folder = Path(folder)
     source, path = opened.source, folder / PARAMS
+    if dtype is not None and hasattr(source, "in_dtype"):
+        source = source.in_dtype(dtype)
     placements = safetensors.plan(opened.config, source)
     specs: dict[str, Spec] = {
         item.name: (np.dtype(dtype or source.dtype(item.name)), source.shape(item.name)) for item in placements
     }
-    check_room(folder, sum(_bytes(spec) for spec in specs.values()) - saved_bytes(path, specs))
+    (folder / _SCRATCH).unlink(missing_ok=True)  # of a run that was killed
+    casts = (_bytes(spec) for name, spec in specs.items() if source.dtype(name) != spec[0])
+    scratch = max((size for size in casts if size >= _SCRATCH_BYTES), default=0)
+    check_room(folder, sum(_bytes(spec) for spec in specs.values()) - saved_bytes(path, specs) + scratch)
 
     def read(name: str) -> np.ndarray:
-        return _cast(view(source, name), specs[name][0], folder / "scratch")
+        return _cast(view(source, name), specs[name][0], folder / _SCRATCH)
 
     save_arrays(path, specs, read, description="backbone", progress=progress)
     copy_companions(opened.folder, folder)
@@ -103,8 +108,8 @@ def save_backbone(
         array, layer = arrays[name]
         return np.asarray(array if layer is None else array[layer])
 
-    job = {"source": "a backbone in memory", "content": os.urandom(8).hex()}  # never continued: weights may differ
-    with building(folder, job, overwrite=overwrite) as partial:
+    # Without "content": never continued, as the weights may have changed.
+    with building(folder, {"source": "a backbone in memory"}, overwrite=overwrite) as partial:
         check_room(partial, sum(_bytes(spec) for spec in specs.values()))
         save_arrays(partial / PARAMS, specs, read, description="saving", progress=progress)
         if tokenizer_folder is not None:
@@ -140,11 +145,31 @@ def _cast(array: np.ndarray, dtype: np.dtype, scratch: Path) -> np.ndarray:
     """The array in `dtype`; a large one some rows at a time into a file that has lost its name already."""
     if array.dtype == dtype:
         return array
-    if array.size * dtype.itemsize < _SCRATCH_BYTES:
+    size = array.size * dtype.itemsize
+    if size < _SCRATCH_BYTES:
         return array.astype(dtype)
-    cast = np.memmap(scratch, np.uint8, "w+", shape=(array.size * dtype.itemsize,)).view(dtype).reshape(array.shape)
-    scratch.unlink()
+    try:
+        with open(scratch, "wb") as file:
+            _allocate(file, size)
+        cast = np.memmap(scratch, np.uint8, "r+", shape=(size,)).view(dtype).reshape(array.shape)
+    finally:
+        scratch.unlink(missing_ok=True)
     rows = max(1, _SCRATCH_BYTES // (4 * dtype.itemsize * math.prod(array.shape[1:])))
     for first in range(0, len(array), rows):
         cast[first : first + rows] = array[first : first + rows].astype(dtype)
     return np.asarray(cast)
+
+
+def _allocate(file: BinaryIO, size: int) -> None:
+    """Give a file its blocks on the disk: writing through a mapping to a full disk would end the process."""
+    try:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:
+            file.truncate(size)
+    except OSError as error:
+        if error.errno in (errno.EINVAL, errno.EOPNOTSUPP):  # not on this file system
+            file.truncate(size)
+            return
+        full = "the disk is full; make room and run the same command again, it continues"
+        raise OSError(error.errno, full if error.errno == errno.ENOSPC else error.strerror, file.name) from error

@@ -6,10 +6,13 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from codd_jax.jsonfile import read_json
 
 MARKER = "codd.json"
 FORMAT, VERSION = "codd_jax", 1
@@ -24,7 +27,9 @@ def building(out: str | Path, job: Mapping[str, Any], *, overwrite: bool = False
 
     Args:
       out: the folder to make. An empty folder may stand there.
-      job: what is being done, plain JSON; the key "content" alone decides whether an interrupted run is the same.
+      job: what is being done, plain JSON; the key "content" alone decides whether an interrupted run is the same. A job
+        without it (a save of what is in memory) is never continued: it leaves nothing when it fails, and what a killed
+        one left is cleared away.
       overwrite: replace a finished folder of this format, and throw away an interrupted run of another job.
 
     Raises:
@@ -35,8 +40,9 @@ def building(out: str | Path, job: Mapping[str, Any], *, overwrite: bool = False
     partial = out.with_name(out.name + ".partial")
     if partial.is_dir():
         previous = _read_job(partial)
-        if previous.get("content") != job.get("content"):
-            if not overwrite and any(partial.iterdir()):
+        leftover = "source" in previous and not _resumable(previous)
+        if leftover or not _resumable(job) or previous.get("content") != job["content"]:
+            if not (overwrite or leftover) and any(partial.iterdir()):
                 raise FileExistsError(
                     f"{partial} holds an interrupted run of {_describe(previous)}; this one is {_describe(job)}. "
                     "Finish that one, choose another OUT, remove the folder, or pass --overwrite"
@@ -44,14 +50,20 @@ def building(out: str | Path, job: Mapping[str, Any], *, overwrite: bool = False
             shutil.rmtree(partial)
     partial.mkdir(parents=True, exist_ok=True)
     write_json(partial / _JOB, job)
-    yield partial
-    old = out.with_name(out.name + ".old")
+    try:
+        yield partial
+    except BaseException:
+        if not _resumable(job):
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
     if out.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        os.rename(out, old)
-    os.rename(partial, out)
+        replaced = Path(tempfile.mkdtemp(prefix=f".{out.name}.replaced-", dir=out.parent))
+        os.rename(out, replaced / out.name)
+        os.rename(partial, out)
+        shutil.rmtree(replaced, ignore_errors=True)
+    else:
+        os.rename(partial, out)
     (out / _JOB).unlink()
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def write_marker(folder: str | Path, kind: str, **content: Any) -> None:
@@ -68,8 +80,8 @@ def read_marker(folder: str | Path) -> dict[str, Any] | None:
     path = Path(folder) / MARKER
     if not path.is_file():
         return None
+    marker = read_json(path)
     try:
-        marker = json.loads(path.read_text(encoding="utf-8"))
         known = marker["format"] == FORMAT and marker["kind"] in ("backbone", "circuit", "bundle")
         version = int(marker["version"])
     except (ValueError, KeyError, TypeError) as error:
@@ -112,9 +124,13 @@ def _check_free(out: Path, overwrite: bool) -> None:
 
 def _read_job(partial: Path) -> dict[str, Any]:
     try:
-        return json.loads((partial / _JOB).read_text(encoding="utf-8"))
+        return read_json(partial / _JOB)
     except (OSError, ValueError):
         return {}
+
+
+def _resumable(job: Mapping[str, Any]) -> bool:
+    return job.get("content") is not None
 
 
 def _describe(job: Mapping[str, Any]) -> str:

@@ -170,6 +170,37 @@ def test_a_full_disk(huggingface, tmp_path, monkeypatch):
     assert read_marker(tmp_path / "out")["kind"] == "backbone"
 
 
+def test_a_full_disk_while_casting(huggingface, tmp_path, monkeypatch):
+    monkeypatch.setattr(converted, "_SCRATCH_BYTES", 256)
+    with monkeypatch.context() as patch:
+        error = OSError(errno.ENOSPC, "No space left on device")
+        patch.setattr(os, "posix_fallocate", lambda *_: (_ for _ in ()).throw(error))
+        with pytest.raises(OSError, match="run the same command again") as caught:
+            convert(huggingface, tmp_path / "out", dtype=jnp.bfloat16)
+    assert caught.value.errno == errno.ENOSPC
+    assert not (tmp_path / "out.partial" / "scratch").exists()
+    weights_bytes, largest = 2 * CONFIG.num_params, 2 * 40 * 16
+    for room, enough in ((weights_bytes + largest - 1, False), (weights_bytes + largest, True)):
+        with monkeypatch.context() as patch:
+            patch.setattr(converted, "saved_bytes", lambda *_: 0)
+            patch.setattr(shutil, "disk_usage", lambda path, room=room: shutil._ntuple_diskusage(room, 0, room))
+            if enough:
+                convert(huggingface, tmp_path / "out", dtype=jnp.bfloat16)
+            else:
+                with pytest.raises(OSError, match="GB are to be written"):
+                    convert(huggingface, tmp_path / "out", dtype=jnp.bfloat16)
+
+
+def test_a_failed_save_from_memory_can_be_tried_again(huggingface, tmp_path, monkeypatch):
+    backbone = checkpoint.open_backbone(huggingface).load(progress=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(converted, "save_arrays", lambda *_, **__: (_ for _ in ()).throw(OSError("the disk is full")))
+        with pytest.raises(OSError, match="full"):
+            converted.save_backbone(tmp_path / "saved", backbone)
+    converted.save_backbone(tmp_path / "saved", backbone)
+    assert [path.name for path in tmp_path.iterdir()] == ["saved"]
+
+
 def test_damaged_and_foreign_folders(folder, tmp_path):
     damaged = tmp_path / "damaged"
     shutil.copytree(folder, damaged)
