@@ -31,6 +31,7 @@ class Chain:
     def transition(self) -> np.ndarray:
         """p(z_{t+1} | z_t), rows are z_t: float32 [H, H] if tied over time, else [T-1, H, H]."""
         if self.length == 1:
+            self._check_expansion((self.num_states, self.num_states))
             return np.full((self.num_states,) * 2, 1.0 / self.num_states, np.float32)
         if len(self.steps) == 1:
             return self._dense(self.steps[0])
@@ -133,8 +134,9 @@ def _walk(nodes: list[Node], origin: str) -> tuple[Node, list[int], list[int]]:
         below = sorted((child(index, i) for i in range(len(product.children))), key=lambda i: nodes[i].kind)
         if [nodes[i].kind for i in below] != ["Input", "Sum"][: len(below)]:
             fail(index, "not a product of an input and what follows")
-        straight = np.arange(product.blocks)[:, None]
-        if product.edges.shape != (product.blocks, len(below)) or not (product.edges == straight).all():
+        # The shape first: the number of blocks is only a claim until the edges are there.
+        fits = product.edges.shape == (product.blocks, len(below))
+        if not fits or not (product.edges == np.arange(product.blocks)[:, None]).all():
             fail(index, "the product crosses the blocks of its children")
         for i in below:
             if (nodes[i].blocks, nodes[i].block_size) != (product.blocks, product.block_size):

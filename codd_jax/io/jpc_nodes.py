@@ -32,6 +32,7 @@ _FIELDS = {
     *("num_node_blocks", "block_size", "num_node_groups", "group_size", "num_nodes"),
     "normalization",  # ours, on the root alone; PyJuice passes over it
 }
+_DIST_BYTES = 4096
 _DTYPES = {"f4": np.float32, "i8": np.int64, "b1": np.bool_}
 
 
@@ -77,10 +78,11 @@ def read_nodes(path: str | os.PathLike) -> list[Node]:
     listing = read_pickle(data, origin, _OUTER)
     if type(listing) is not list or not listing or not all(type(entry) is dict for entry in listing):
         raise ValueError(f"{origin}: not a .jpc circuit: the file does not hold a list of node dicts")
-    return [_node(entry, f"{origin}: node {index}") for index, entry in enumerate(listing)]
+    known: dict[bytes, int] = {}
+    return [_node(entry, f"{origin}: node {index}", known) for index, entry in enumerate(listing)]
 
 
-def _node(entry: dict[str, Any], where: str) -> Node:
+def _node(entry: dict[str, Any], where: str, known: dict[bytes, int]) -> Node:
     if "external_params" in entry:
         raise ValueError(f"{where}: has external parameters, which are no numbers of this circuit; not supported")
     unknown = sorted(set(entry) - _FIELDS)
@@ -110,7 +112,7 @@ def _node(entry: dict[str, Any], where: str) -> Node:
         scope = entry.get("scope")
         if type(scope) is not list or len(scope) != 1 or type(scope[0]) is not int:
             raise ValueError(f"{where}: an input whose scope is not one variable; not the input of an HMM")
-        fields |= {"variable": scope[0], "num_categories": _num_categories(entry.get("dist"), f"{where}: dist")}
+        fields |= {"variable": scope[0], "num_categories": _num_categories(entry.get("dist"), f"{where}: dist", known)}
     elif "edges" not in fields:
         raise ValueError(f"{where}: a {kind} without edge_ids")
     return Node(kind, blocks, block_size, children, source=source, **fields)
@@ -173,10 +175,19 @@ def _check_dtype(described: Any, dtype: type, where: str) -> None:
         raise ValueError(f"{where}: its byte order is not little-endian")
 
 
-def _num_categories(value: Any, where: str) -> int:
-    """The number of categories in an input's nested `dist` pickle."""
+def _num_categories(value: Any, where: str, known: dict[bytes, int]) -> int:
+    """The number of categories in an input's nested `dist` pickle; `known` has those that were decoded before."""
     if not isinstance(value, memoryview):
         raise ValueError(f"{where}: an input without its distribution")
+    if len(value) > _DIST_BYTES:
+        raise ValueError(f"{where}: a distribution of {len(value)} bytes, where some hundred are due; refused")
+    payload = bytes(value)
+    if payload not in known:
+        known[payload] = _decode_categories(value, where)
+    return known[payload]
+
+
+def _decode_categories(value: memoryview, where: str) -> int:
     call = read_pickle(value, where, _INNER)
     if not isinstance(call, Call):
         raise ValueError(f"{where}: not a distribution")
