@@ -14,6 +14,7 @@ from codd_jax.circuits import HMM
 from codd_jax.io import checkpoint, circuit, jpc
 from codd_jax.io.tensors import write_safetensors
 from convert.__main__ import main, parse
+from experiments import random_checkpoint
 from experiments.conversion_memory import convert as convert_in_process
 from experiments.random_checkpoint import write_checkpoint
 
@@ -117,7 +118,7 @@ def test_parts_of_a_unified_folder_that_do_not_belong_together(unified, tmp_path
     assert "mask id 3" in capsys.readouterr().err
     jpc.write(unified / "pc_model.jpc", HMM(np.ones(1), np.ones((1, 1)), np.full((1, 30), 1 / 30), length=4))
     assert run(unified, tmp_path / "out") == 2
-    assert "30 tokens and the backbone over 40" in capsys.readouterr().err
+    assert "30 tokens and the dream backbone over 40" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -153,6 +154,9 @@ def test_bad_input_is_one_message_and_exit_code_2(fixtures_dir, dream, hmm, tmp_
     jpc.write(tmp_path / "c.jpc", hmm)
     empty = tmp_path / "empty"
     empty.mkdir()
+    peft = tmp_path / "peft"
+    peft.mkdir()
+    (peft / "adapter_config.json").write_text("{}")
     bert = tmp_path / "bert"
     shutil.copytree(dream, bert)
     (bert / "config.json").write_text(json.dumps({"model_type": "bert", "architectures": ["BertModel"]}))
@@ -172,6 +176,9 @@ def test_bad_input_is_one_message_and_exit_code_2(fixtures_dir, dream, hmm, tmp_
         (dream, "out.jpc", "--to-jpc"): "holds no circuit",
         (tmp_path / "c.jpc", "out", "--adapter", dream): "leave --adapter out",
         (tmp_path / "c.jpc", "back.bin", "--to-jpc"): r".jpc",
+        (tmp_path / "c.jpc", "back.jpc", "--to-jpc", "--adapter", dream): "--adapter and --dtype",
+        (tmp_path / "c.jpc", "back.jpc", "--to-jpc", "--dtype", "float32"): "--adapter and --dtype",
+        (peft, "out"): "pass it as --adapter",
         (fixtures_dir / "jpc" / "reject_outer_global.jpc", "out"): "builtins.print",
     }
     for (source, out, *flags), reason in cases.items():
@@ -181,6 +188,21 @@ def test_bad_input_is_one_message_and_exit_code_2(fixtures_dir, dream, hmm, tmp_
         assert captured.err.startswith("error: ") and reason in captured.err
         assert len(captured.err.splitlines()) == 1 and captured.out == ""
         assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_too_little_memory_is_one_message(hmm, tmp_path, capsys, monkeypatch):
+    jpc.write(tmp_path / "c.jpc", hmm)
+    monkeypatch.setattr(circuit, "describe", lambda *_: (_ for _ in ()).throw(MemoryError("Unable to allocate 9 TiB")))
+    assert run(tmp_path / "c.jpc", tmp_path / "out") == 2
+    assert capsys.readouterr().err.endswith("needs more memory than there is (Unable to allocate 9 TiB)\n")
+
+
+@pytest.mark.parametrize("layers", ["0", "-1"])
+def test_random_checkpoints_have_layers(tmp_path, capsys, layers):
+    with pytest.raises(SystemExit) as caught:
+        random_checkpoint.main([str(tmp_path / "out"), "--layers", layers])
+    assert caught.value.code == 2 and f"--layers is {layers}; at least 1" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_help_teaches_with_examples(capsys):
