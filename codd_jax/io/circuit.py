@@ -14,15 +14,16 @@ from codd_jax.backbones.config import BackboneConfig
 from codd_jax.circuits.hmm import HMM, NORMALIZATIONS
 from codd_jax.io import hub
 from codd_jax.io.arrays import ArrayStore, save_arrays
-from codd_jax.io.checkpoint import PARAMS, parts, read_json
+from codd_jax.io.checkpoint import PARAMS, parts
 from codd_jax.io.jpc_chain import open_chain
 from codd_jax.io.mapped import map_tensor
 from codd_jax.io.tensors import SafetensorsFolder, write_safetensors
 from codd_jax.io.workspace import read_marker, write_json, write_marker
+from codd_jax.jsonfile import read_json
 
 NAMES = ("initial", "transition", "emission")
 _WEIGHTS, _ABOUT = "circuit.safetensors", "circuit.json"
-_PATTERNS = ("*.jpc", "codd.json", "circuit.*", "params/**", "circuit/**")
+_PATTERNS = ("*.jpc", "codd.json", "codd_config.json", "circuit.*", "params/**", "circuit/**")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,11 +150,10 @@ def _open(source: str | Path, **access: Any) -> tuple[CircuitInfo, Callable[[str
     marker = read_marker(path)
     if marker is not None:
         store = ArrayStore(path / PARAMS)
+        _check_complete(store.names(), store.path)
         return _checked(marker, {name: store.shape(name) for name in NAMES}, path, "orbax"), store.read
     tensors = SafetensorsFolder(path / _WEIGHTS)
-    missing = sorted(set(NAMES) - tensors.names())
-    if missing:
-        raise ValueError(f"{path / _WEIGHTS} lacks {', '.join(missing)}; a circuit needs {', '.join(NAMES)}")
+    _check_complete(tensors.names(), path / _WEIGHTS)
     info = _checked(read_json(path / _ABOUT), {name: tensors.shape(name) for name in NAMES}, path, "safetensors")
     return info, lambda name: map_tensor(path / _WEIGHTS, name)
 
@@ -164,6 +164,13 @@ def _open_jpc(path: Path) -> tuple[CircuitInfo, Callable[[str], np.ndarray]]:
     mask_id = read_json(settings).get("mask_id") if settings.is_file() else None
     info = CircuitInfo(chain.length, chain.num_states, chain.vocab_size, chain.normalization, mask_id, "jpc")
     return info, lambda name: getattr(chain, name)()
+
+
+def _check_complete(names: set[str], where: Path) -> None:
+    """Raise ValueError naming the arrays that a stored circuit lacks."""
+    missing = sorted(set(NAMES) - names)
+    if missing:
+        raise ValueError(f"{where} lacks {', '.join(missing)}; a circuit needs {', '.join(NAMES)}")
 
 
 def _checked(facts: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], path: Path, format: str) -> CircuitInfo:

@@ -29,10 +29,13 @@ def resolve(
     FileNotFoundError (no such path, repository, revision or weights; not in the cache), PermissionError (gated),
     ConnectionError (no answer from the hub) or ValueError (not a valid id), each with the way out.
     """
-    path = pathlib.Path(source).expanduser()
+    name = str(source)
+    try:
+        path = pathlib.Path(source).expanduser()
+    except RuntimeError as error:  # ~user, of whom nobody knows the home
+        raise FileNotFoundError(f"{name} is neither an existing path nor a hub id ({error})") from error
     if path.exists():
         return path
-    name = str(source)
     if isinstance(source, pathlib.Path) or not _HUB_ID.fullmatch(name) or path.suffix in (".jpc", ".safetensors"):
         raise FileNotFoundError(f"{name} is neither an existing path nor a hub id of the form owner/name")
     arguments = {"revision": revision, "token": token}
@@ -87,6 +90,10 @@ def explain(
         )
     if isinstance(error, errors.HfHubHTTPError):
         status = getattr(getattr(error, "response", None), "status_code", "?")
+        if status in (401, 403):
+            return PermissionError(
+                f"the hub refuses {name} (status {status}): pass token= with write access, or run `hf auth login`"
+            )
         return ConnectionError(
             f"the hub answered with status {status} for {name}{at} ({_first_line(error)}); try later"
         )

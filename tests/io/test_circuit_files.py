@@ -9,6 +9,8 @@ import pytest
 
 from codd_jax.circuits import HMM
 from codd_jax.io import circuit, jpc
+from codd_jax.io.arrays import save_arrays
+from codd_jax.io.workspace import write_marker
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +89,28 @@ def test_files_that_are_not_of_one_circuit(tmp_path, hmm):
     (tmp_path / "circuit.json").write_text("{}")
     with pytest.raises(ValueError, match="length"):
         circuit.describe(tmp_path)
+
+
+def test_a_converted_circuit_without_one_of_its_arrays(tmp_path, hmm):
+    facts = {"length": 4, "num_states": 6, "vocab_size": 9}
+    for kept in (("transition", "emission"), ("initial",)):
+        folder = tmp_path / kept[0]
+        folder.mkdir()
+        tables = {name: np.asarray(getattr(hmm, name)) for name in kept}
+        specs = {name: (table.dtype, table.shape) for name, table in tables.items()}
+        save_arrays(folder / "params", specs, tables.__getitem__, progress=False)
+        write_marker(folder, "circuit", **facts)
+        lacking = ", ".join(sorted(set(circuit.NAMES) - set(kept)))
+        with pytest.raises(ValueError, match=f"lacks {lacking}; a circuit needs"):
+            circuit.describe(folder)
+
+
+def test_the_settings_beside_a_published_circuit_are_fetched(tmp_path, hmm, monkeypatch):
+    jpc.write(tmp_path / "model.jpc", hmm)
+    fetched = []
+    monkeypatch.setattr("codd_jax.io.hub.resolve", lambda source, **o: fetched.extend(o["allow_patterns"]) or tmp_path)
+    circuit.describe("somebody/circuit")
+    assert "codd_config.json" in fetched
 
 
 def test_a_folder_without_a_circuit(tmp_path):

@@ -64,6 +64,11 @@ def test_nothing_that_can_run_code_is_fetched(hub):
     assert [file.name for file in resolve("a/b").iterdir()] == ["model.safetensors"]
 
 
+def test_the_home_of_nobody(hub):
+    with pytest.raises(FileNotFoundError, match="~nouser-of-this-name/x is neither an existing path nor a hub id"):
+        resolve("~nouser-of-this-name/x")
+
+
 @pytest.mark.parametrize("name", ["./missing", "/no/such/folder", "no-slash", "a/b/c", "runs/model.jpc", "~/nowhere"])
 def test_what_is_neither_path_nor_id_does_not_reach_the_hub(hub, name):
     with pytest.raises(FileNotFoundError, match="neither an existing path nor a hub id"):
@@ -87,6 +92,8 @@ def test_what_is_neither_path_nor_id_does_not_reach_the_hub(hub, name):
         (errors.LocalEntryNotFoundError("no net"), {}, ConnectionError, r"cannot be reached \(no net\).*local folder"),
         (errors.OfflineModeIsEnabled("off"), {"revision": "r"}, ConnectionError, r"at revision 'r' .*HF_HUB_OFFLINE"),
         (TimeoutError(), {}, ConnectionError, r"cannot be reached \(TimeoutError\)"),
+        (_http(errors.HfHubHTTPError, 401), {}, PermissionError, r"refuses a/b \(status 401\): pass token="),
+        (_http(errors.HfHubHTTPError, 403), {}, PermissionError, r"status 403.*`hf auth login`"),
         (_http(errors.HfHubHTTPError, 503), {}, ConnectionError, r"answered with status 503 for a/b"),
     ],
 )
