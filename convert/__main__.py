@@ -63,6 +63,10 @@ def run(options: argparse.Namespace) -> str:
     from convert.circuit import convert_circuit, convert_to_jpc
     from convert.job import Job
 
+    if options.to_jpc and (options.adapter is not None or options.dtype != "keep"):
+        raise ValueError(
+            "--to-jpc writes a circuit, in float32; --adapter and --dtype are of backbones: leave them out"
+        )
     access = {name: getattr(options, name) for name in ("revision", "token", "cache_dir", "local_files_only")}
     job = Job.find(
         options.source,
@@ -91,6 +95,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         where = f" ({error.filename})" if isinstance(error, OSError) and error.errno and error.filename else ""
         reason = error.strerror if isinstance(error, OSError) and error.errno and error.strerror else str(error)
         print(f"error: {reason}{where}", file=sys.stderr)
+        return 2
+    except MemoryError as error:
+        print(f"error: {options.source} needs more memory than there is ({error or 'out of memory'})", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\ninterrupted; the same command continues", file=sys.stderr)

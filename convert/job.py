@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from codd_jax.io import hub
+from codd_jax.io.adapter_config import CONFIG as ADAPTER
 from codd_jax.io.checkpoint import parts
 from codd_jax.io.workspace import fingerprint, read_marker
 
@@ -41,6 +42,8 @@ class Job:
           ValueError: SRC holds neither a backbone nor a circuit.
         """
         found = hub.resolve(source, **access)
+        if (found / ADAPTER).is_file() and not any(found.glob("model*.safetensors")):
+            raise ValueError(f"{source}: this is a PEFT adapter; pass it as --adapter, and its base model as SRC")
         backbone, circuit = parts(found)
         if backbone is not None and not (backbone / "config.json").is_file():
             raise ValueError(

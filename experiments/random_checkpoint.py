@@ -9,6 +9,7 @@ import argparse
 import dataclasses
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import ml_dtypes
@@ -67,7 +68,7 @@ def write_checkpoint(
     return folder
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Parse, write, print the path."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", metavar="OUT")
@@ -75,9 +76,12 @@ def main() -> None:
     parser.add_argument("--layers", type=int, help="in place of the preset's number")
     parser.add_argument("--dtype", choices=sorted(_DTYPES), default="bfloat16")
     parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     config = PRESETS[options.preset]
-    config = dataclasses.replace(config, num_layers=options.layers or config.num_layers)
+    if options.layers is not None:
+        if options.layers < 1:
+            parser.error(f"--layers is {options.layers}; at least 1 is needed")
+        config = dataclasses.replace(config, num_layers=options.layers)
     print(write_checkpoint(options.out, config, dtype=options.dtype, seed=options.seed))
 
 
