@@ -273,6 +273,7 @@ class CoDD:
         """Writes backbone, circuit, tokenizer and defaults into a folder that `from_pretrained` loads.
 
         Raises:
+          ValueError: `defaults` do not fit the circuit.
           FileExistsError: the folder exists; `overwrite` replaces one that was written so. OSError: the disk is full.
         """
         saving.save(self, folder, overwrite=overwrite)

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 import huggingface_hub
 
 from codd_jax.card import model_card
-from codd_jax.io.circuit import save_circuit
+from codd_jax.io.circuit import CircuitInfo, save_circuit
 from codd_jax.io.converted import save_backbone
 from codd_jax.io.hub import explain
 from codd_jax.io.workspace import building, write_marker
-from codd_jax.loading import default_config
+from codd_jax.loading import check_decoding, default_config
 from codd_jax.sources import Source
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 def save(model: CoDD, folder: str | pathlib.Path, *, overwrite: bool = False) -> None:
     """Writes a model as a folder that `CoDD.from_pretrained` loads; see `CoDD.save_pretrained`."""
+    # Loading refuses defaults that do not fit, so they are not written either.
+    check_decoding(model.defaults, model.config, None if model.hmm is None else CircuitInfo.of(model.hmm))
     job = {"source": "a model in memory"}
     with building(folder, job, overwrite=overwrite) as partial, tempfile.TemporaryDirectory() as scratch:
         if model.tokenizer is not None:

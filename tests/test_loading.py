@@ -100,6 +100,12 @@ def test_a_model_without_a_tokenizer_is_saved_and_loaded(model, tmp_path):
     assert again.hmm.emission.sharding.spec == PartitionSpec(None, "model")
 
 
+def test_defaults_that_could_not_be_loaded_are_not_saved(model, tmp_path):
+    with pytest.raises(ValueError, match="block_length is 32 but the circuit covers windows of 16"):
+        CoDD(model.backbone, model.hmm, defaults=DecodeConfig(steps=512)).save_pretrained(tmp_path / "saved")
+    assert not list(tmp_path.iterdir())
+
+
 def test_sources_keep_hub_ids_and_no_path(tmp_path):
     assert cite("GSAI-ML/LLaDA-8B-Instruct") == {"hub": "GSAI-ML/LLaDA-8B-Instruct"}
     for local in (tmp_path, tmp_path / "gone", str(tmp_path) + "/"):
