@@ -27,7 +27,8 @@ class Generation:
     """What came out, one entry per row: prompts in the order given, the samples of a prompt side by side.
 
     Attributes:
-      tokens: int32 arrays, the generated tokens up to the first stop id (all of them with stop_at_eos=False).
+      tokens: int32 arrays, the generated tokens up to the first stop id (all of them with stop_at_eos=False), without
+        what is still masked.
       text: those tokens as text, cut before the first stop string; None for a model without a tokenizer.
       steps_used: [rows] denoising steps that the row took part in, which are its forward passes.
       pc_failures: [rows] steps in which the circuit found the row's evidence impossible and was left out.
@@ -143,6 +144,8 @@ class Job:
 
     def _collect(self, canvas: Canvas, count: int) -> Generation:
         tokens = generations(canvas, self._stops(), count)
+        if self.prompt_lengths is None:  # what is still masked was not generated; a text with holes keeps its places
+            tokens = [ids[ids != self.model.config.mask_id] for ids in tokens]
         text = None
         if self.model.tokenizer is not None:
             whole = [self._text(ids[ids != self.model.config.mask_id]) for ids in tokens]

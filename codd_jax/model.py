@@ -215,7 +215,7 @@ class CoDD:
             block_length=None,
             cache="none",
             cache_refresh=None,
-            windows=config.windows or ("cover" if self.hmm is not None else None),
+            windows=(config.windows or "cover") if self.hmm is not None and config.coupling != "none" else None,
             stop_at_eos=False,
         )
         self._check(config, rows, 0)
