@@ -11,8 +11,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-NAMES = ("Tom", "Anna", "Ben", "Clara", "David", "Emma", "Felix", "Grace", "Henry", "Ivy", "Jack", "Lena")
-ITEMS = ("apples", "books", "cards", "coins", "eggs", "marbles", "pencils", "shells", "stamps", "stickers")
+NAMES = ("Tom", "Anna", "Ben", "Clara", "David", "Emma", "Felix", "Grace")
+ITEMS = ("apples", "books", "cards", "coins", "eggs", "pencils", "shells", "stamps")
 BOXES = ("bags", "baskets", "boxes", "jars")
 
 # Question templates by operation: {x} is the person, {y} another one, {i} the items, {k} boxes, {a} {b} {c} numbers.
@@ -41,7 +41,6 @@ OPERATIONS = tuple(QUESTIONS)
 # Ways to say the same answer: {s} is the calculation, {r} the result. Lengths and word orders differ on purpose.
 PHRASINGS = (
     "Since {s}, {x} has {r} {i}. #### {r}",
-    "As {s}, the answer is {r} {i}. #### {r}",
     "With {s} we see that {x} now has {r} {i}. #### {r}",
     "From {s} it follows that the number of {i} is {r}. #### {r}",
     "Because {s}, there are {r} {i} in all. #### {r}",
@@ -118,14 +117,14 @@ def sample_problem(rng: np.random.Generator) -> Problem:
     operation = OPERATIONS[rng.integers(len(OPERATIONS))]
     person, other = rng.choice(len(NAMES), size=2, replace=False)
     if operation == "add":
-        numbers = rng.integers(2, 16, size=2)
+        numbers = rng.integers(2, 12, size=2)
     elif operation == "subtract":
-        first = rng.integers(4, 21)
+        first = rng.integers(4, 16)
         numbers = (first, rng.integers(2, first - 1))
     elif operation == "multiply":
         numbers = rng.integers(2, 10, size=2)
     else:
-        first, second = rng.integers(2, 10, size=2)
+        first, second = rng.integers(2, 7, size=2)
         numbers = (first, second, rng.integers(2, first + second - 1))
     return Problem(
         operation=operation,

@@ -98,7 +98,7 @@ def save_plot(result: dict[str, Any], path: pathlib.Path) -> None:
     axes.set_xscale("log", base=2)
     axes.set_xticks(result["steps"], [str(steps) for steps in result["steps"]])
     axes.minorticks_off()
-    axes.set_ylim(0, 102)
+    axes.set_ylim(-3, 103)
     axes.set_xlabel("denoising steps for a window of 32 tokens")
     axes.set_ylabel("problems solved, %")
     axes.set_title(f"Built-in demo: {result['problems']} held-out word problems, 95 % bands", fontsize=11)

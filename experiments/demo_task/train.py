@@ -44,6 +44,8 @@ class Recipe:
       backbone_steps, backbone_batch, backbone_rate: AdamW steps, problems a step, peak learning rate (cosine).
       circuit_steps, circuit_batch, circuit_rate: the same for Adam on the circuit's logits.
       cached_windows: corrupted windows whose hidden states the circuit is trained on.
+      circuit_least: fewest hidden tokens in those windows: with fewer there is little left to couple.
+      circuit_noise: standard deviation of the circuit's first logits, which breaks the symmetry between its states.
       num_states: of the circuit.
     """
 
@@ -55,6 +57,8 @@ class Recipe:
     circuit_batch: int = 64
     circuit_rate: float = 0.05
     cached_windows: int = 12288
+    circuit_least: int = 16
+    circuit_noise: float = 1.0
     num_states: int = 64
 
 
@@ -92,7 +96,11 @@ def train_backbone(tokenizer: PreTrainedTokenizerBase, recipe: Recipe, progress:
     def loss(params: Any, batch: WindowBatch, key: jax.Array) -> jax.Array:
         count_key, mask_key = jax.random.split(key)
         clean = take_windows(batch.tokens, batch.starts, WINDOW)
-        counts = stratified_counts(count_key, clean.shape[0], WINDOW)
+        # Half of the windows are mostly hidden: few-step decoding begins there, and 1/t gives them little weight.
+        half = clean.shape[0] // 2
+        dense_key = jax.random.fold_in(count_key, 1)
+        sparse, dense = stratified_counts(count_key, clean.shape[0] - half, WINDOW), 3 * WINDOW // 4
+        counts = jnp.concatenate([sparse, stratified_counts(dense_key, half, WINDOW, dense)])
         noisy, masked = corrupt(mask_key, clean, counts, config.mask_id)
         rows = put_windows(batch.tokens, batch.starts, noisy)
         positions = batch.starts[:, None] + jnp.arange(WINDOW)
@@ -120,7 +128,8 @@ def cache_windows(
     key = jax.random.fold_in(jax.random.key(recipe.seed), 1)
     number = -(-recipe.cached_windows // batch)
     batches = (
-        (next(rows), stratified_counts(jax.random.fold_in(key, 2 * index), batch, WINDOW)) for index in range(number)
+        (next(rows), stratified_counts(jax.random.fold_in(key, 2 * index), batch, WINDOW, recipe.circuit_least))
+        for index in range(number)
     )
     return cache_hidden_states(graphdef, params, batches, key, length=WINDOW, mask_id=backbone.config.mask_id)
 
@@ -135,7 +144,8 @@ def train_circuit(backbone: Transformer, cache: HiddenCache, recipe: Recipe, pro
         return circuit_loss(logits, log_phi, windows.tokens, windows.masked)
 
     key = jax.random.key(recipe.seed)
-    logits = init_circuit_logits(jax.random.fold_in(key, 2), recipe.num_states, backbone.config.vocab_size)
+    init_key = jax.random.fold_in(key, 2)
+    logits = init_circuit_logits(init_key, recipe.num_states, backbone.config.vocab_size, recipe.circuit_noise)
     update = make_update(loss, optimizer)
     state = start_training(logits, optimizer)
     rng = np.random.default_rng((recipe.seed, 2))
