@@ -90,7 +90,7 @@ def test_backbone_alone(plain, name):
 COUPLED = {
     "latent": ("llada", {"pc_frac": None}),
     "latent, sampled, below a share": ("llada", {"pc_frac": 0.7, **SAMPLED}),
-    "latent, reversed": ("llada", {"pc_frac": 0.5, "reverse_frac": True, "remasking": "margin"}),
+    "latent, reversed": ("llada", {"pc_frac": 0.5, "reverse_frac": True}),
     "latent, sharpened as coupled": ("llada", {"pc_frac": None, "pc_temperature_on": "coupled", **SAMPLED}),
     "short blocks in a longer window": ("dream", {"block_length": 3, "pc_frac": None, "temperature": 0.9}),
     "any order": ("llada", {"coupling": "any_order", "pc_frac": None}),
