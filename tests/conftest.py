@@ -1,7 +1,9 @@
 """Shared test set-up: exact matrix products, and the golden fixtures where they are at hand."""
 
+import gc
 import os
 import pathlib
+from collections.abc import Iterator
 
 import jax
 import pytest
@@ -19,3 +21,11 @@ def fixtures_dir() -> pathlib.Path:
     if not folder.is_dir():
         pytest.skip(f"golden fixtures are not at {folder}; set CODD_JAX_FIXTURES to their folder")
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs() -> Iterator[None]:
+    """Drop compiled programs after every file: each holds memory maps, and a process may only have so many of them."""
+    yield
+    jax.clear_caches()
+    gc.collect()
