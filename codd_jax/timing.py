@@ -11,15 +11,19 @@ import jax
 import jax.numpy as jnp
 from tqdm import tqdm
 
+_REST = 0.05  # seconds
+
 
 def interleaved(calls: Mapping[str, Callable[[], Any]], repeats: int, *, progress: bool = False) -> dict[str, float]:
     """Median seconds of each call over `repeats` rounds; every round runs all of them, one after the other.
 
-    A first round that compiles and warms up is not counted. What a call returns is waited for.
+    A first round that compiles and warms up is not counted. What a call returns is waited for. Between calls nothing
+    runs for a moment: the worker threads of another runtime go on spinning for some milliseconds after their call.
     """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for number in tqdm(range(repeats + 1), desc="timing", unit="round", disable=not progress):
         for name, call in calls.items():
+            time.sleep(_REST)
             start = time.perf_counter()
             jax.block_until_ready(call())
             if number:

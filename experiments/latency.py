@@ -16,6 +16,7 @@ from flax import nnx
 from codd_jax import HMM, CoDD, Transformer
 from codd_jax.backbones import PRESETS
 from codd_jax.compilation import enable_compilation_cache
+from codd_jax.evaluation.circuit_latency import CircuitWork, circuit_table, measure_circuit
 from codd_jax.evaluation.flags import Parser, count, number, plain_warnings
 from codd_jax.evaluation.latency import METHODS, Workload, measure
 from codd_jax.evaluation.latency_report import plot, table
@@ -31,6 +32,8 @@ examples
   with caches and thresholds, and against the public PyTorch loop (a checkout of it, and torch installed):
     python -m experiments.latency --preset llada-27m --dtype float32 --cache none dual --threshold 0.9
     python -m experiments.latency --preset llada-27m --dtype float32 --against-pytorch ../CoDD --methods backbone
+  the circuit alone at the size of the published ones, batch 1 and 8:
+    python -m experiments.latency --circuit --batch 1 8
 """
 
 
@@ -54,6 +57,7 @@ def make_parser() -> Parser:
     add("--cache", nargs="+", choices=("none", "prefix", "dual"), default=["none"])
     add("--threshold", type=number, nargs="+", default=[], metavar="P", help="also with threshold decoding at P")
     add("--repeats", type=count(1), default=3, metavar="N", help="counted rounds (%(default)s)")
+    add("--circuit", action="store_true", help="the circuit alone: its parts and every message algorithm")
     add("--against-pytorch", metavar="DIR", help="a checkout of the public PyTorch CoDD, timed on the same weights")
     add("--pytorch-python", default=sys.executable, metavar="EXE", help="the interpreter that has torch (this one)")
     add("--output_dir", default="results/latency", metavar="DIR", help="table, JSON and plot (%(default)s)")
@@ -96,6 +100,16 @@ def run(args) -> dict:
         return measure(model, work, peer.ask)
 
 
+def run_circuit(args) -> dict:
+    """The circuit alone, with LLaDA's vocabulary."""
+    work = CircuitWork(args.states, length=args.block_length, batches=tuple(args.batch), repeats=args.repeats)
+    if args.against_pytorch is None:
+        return measure_circuit(work)
+    small = Transformer(PRESETS["llada-1m"], rngs=nnx.Rngs(0))  # the worker wants a backbone
+    with PytorchPeer([args.pytorch_python, str(WORKER)], args.against_pytorch, small) as peer:
+        return measure_circuit(work, peer.ask)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Parses, measures, and prints where the results are."""
     parser = make_parser()
@@ -103,16 +117,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     enable_compilation_cache()
     with plain_warnings():
         try:
-            result = run(args)
+            result = run_circuit(args) if args.circuit else run(args)
         except (ValueError, OSError, ImportError) as error:
             parser.error(str(error))
     folder = pathlib.Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "latency.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    (folder / "latency.md").write_text(table(result), encoding="utf-8")
-    plot(result, folder / "latency.png")
-    print(table(result))
-    print(folder / "latency.json")
+    name, text = ("circuit", circuit_table(result)) if args.circuit else ("latency", table(result))
+    (folder / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    (folder / f"{name}.md").write_text(text, encoding="utf-8")
+    if not args.circuit:
+        plot(result, folder / "latency.png")
+    print(text)
+    print(folder / f"{name}.json")
 
 
 if __name__ == "__main__":

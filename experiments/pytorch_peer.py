@@ -1,12 +1,13 @@
 """A worker that runs the public PyTorch CoDD's LLaDA loop for `experiments.latency`, in an interpreter of its own.
 
 It reads one JSON object a line from standard input and answers with one: {"prompt", "steps", "gen_length",
-"block_length"} decodes, {"tokens"} runs one forward pass over all positions. It imports nothing of codd_jax, so it also
-runs where only that checkout's own packages are installed.
+"block_length"} decodes, {"tokens"} runs one forward pass over all positions, {"matmul": [m, k, n], "times"} multiplies
+two matrices. It imports nothing of codd_jax, so it also runs where only that checkout's own packages are installed.
 """
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import sys
@@ -37,10 +38,26 @@ def load(checkout: str, folder: str, dtype: str):
     return model.to(device=device, dtype=getattr(torch, dtype)).eval(), llada_diffusion_generate
 
 
+@functools.lru_cache(maxsize=2)
+def matrices(m: int, k: int, n: int, device):
+    """Two random float32 matrices, made once for a run of requests."""
+    import torch
+
+    return torch.rand(m, k, device=device), torch.rand(k, n, device=device)
+
+
 def answer(model, generate, request: dict) -> dict:
     """One timed call."""
     import torch
 
+    if "matmul" in request:
+        left, right = matrices(*request["matmul"], model.device)
+        start = time.perf_counter()
+        for _ in range(request["times"]):
+            torch.matmul(left, right)
+        if model.device.type == "cuda":
+            torch.cuda.synchronize()
+        return {"seconds": time.perf_counter() - start, "out": []}
     ids = torch.tensor([request.get("prompt") or request["tokens"]], device=model.device)
     start = time.perf_counter()
     with torch.no_grad(), contextlib.redirect_stderr(open(os.devnull, "w")):  # its progress bar

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from codd_jax.costs import CircuitShape, StepShape, step_costs
 from codd_jax.decoding import begin_block, denoise_step, make_canvas
@@ -144,8 +145,7 @@ def _peer_calls(model: CoDD, work: Workload, peer: Callable[..., dict[str, Any]]
     shape = {"gen_length": work.gen_length, "block_length": work.block_length}
     canvas = prompt + [model.config.mask_id] * work.gen_length
     tokens, lengths = jnp.asarray([canvas]), jnp.asarray([len(canvas)])
-    every = jnp.arange(len(canvas))[None]
-    forward = jax.jit(lambda params: model.denoiser(params, tokens, lengths, every, jnp.int32(0)))
+    forward = jax.jit(lambda params: nnx.merge(model.denoiser.graphdef, params)(tokens, lengths))
     calls = {f"peer {steps}": lambda steps=steps: peer(prompt=prompt, steps=steps, **shape) for steps in work.steps}
     return {**calls, "peer forward": lambda: peer(tokens=canvas), "forward": lambda: forward(model.params)}
 
