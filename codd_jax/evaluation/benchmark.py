@@ -12,7 +12,7 @@ from codd_jax import sharding
 from codd_jax.backbones.config import BackboneConfig, check_length, config_from_huggingface
 from codd_jax.decoding.config import DecodeConfig
 from codd_jax.evaluation.harness import Evaluation, evaluate
-from codd_jax.evaluation.options import Options, flags_named
+from codd_jax.evaluation.options import Options, check_permission, flags_named
 from codd_jax.evaluation.presets import TaskPreset
 from codd_jax.evaluation.problems import find_problems, load_task
 from codd_jax.evaluation.provenance import identify
@@ -101,6 +101,7 @@ def run_benchmark(options: Options, preset: TaskPreset, *, progress: bool = True
     Raises:
       ValueError and OSError with the reason, before weights are loaded wherever it can be known by then.
     """
+    check_permission(preset, options.run_generated_code)
     problems = find_problems(preset, options.data, options.num_shot) if options.data else None
     sharding.make_mesh(options.mesh)
     checked = inspect(options)
@@ -113,6 +114,7 @@ def run_benchmark(options: Options, preset: TaskPreset, *, progress: bool = True
         seed=options.seed,
         batch_size=options.batch_size,
         mesh=options.mesh,
+        run_generated_code=options.run_generated_code,
         sources={
             "backbone": identify(options.checkpoint),
             "adapter": identify(options.adapter),

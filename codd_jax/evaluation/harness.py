@@ -5,9 +5,11 @@ import datetime
 import json
 import pathlib
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from codd_jax.evaluation.options import check_permission
 from codd_jax.evaluation.presets import TaskPreset
 from codd_jax.evaluation.provenance import environment
 from codd_jax.evaluation.results import ResultsFolder, wilson_interval
@@ -26,6 +28,7 @@ class Evaluation:
       seed: of every draw.
       batch_size: rows that go through the model together; mesh: devices they are spread over. No answer depends on
         them.
+      run_generated_code: permission to score a task by running the programs in its answers.
       sources: names of checkpoints and data, recorded and compared when a run continues.
     """
 
@@ -36,6 +39,7 @@ class Evaluation:
     seed: int = 0
     batch_size: int = 8
     mesh: str | None = None
+    run_generated_code: bool = False
     sources: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def settings(self, task: Any) -> dict[str, Any]:
@@ -79,12 +83,14 @@ def evaluate(
       The summary, as written.
 
     Raises:
-      ValueError: `output_dir` was made with other settings, or a prompt does not fit the model.
+      ValueError: `output_dir` was made with other settings, a prompt does not fit the model, or a task would run
+        programs without permission.
     """
     from lm_eval.evaluator import evaluate as harness_evaluate
 
     from codd_jax.evaluation.adapter import HarnessModel, score
 
+    check_permission(evaluation.preset, evaluation.run_generated_code)
     folder = ResultsFolder(output_dir, evaluation.settings(task))
     started = datetime.datetime.now(datetime.UTC)
     clock = time.perf_counter()
@@ -111,13 +117,14 @@ def evaluate(
         {evaluation.preset.harness_task: task},
         limit=evaluation.limit,
         bootstrap_iters=0,
+        confirm_run_unsafe_code=evaluation.run_generated_code,
         system_instruction=evaluation.preset.system_prompt,
         apply_chat_template=True,
         fewshot_as_multiturn=True,
     )
     samples = [folder.samples[request.doc_id, request.repeat] for request in requests]
     summary = {
-        **summarise(samples, results["results"][evaluation.preset.harness_task], evaluation.preset.headline),
+        **summarise(samples, results["results"][evaluation.preset.harness_task], evaluation.preset),
         "settings": evaluation.settings(task),
         "limit": evaluation.limit,
         "batch_size": evaluation.batch_size,
@@ -153,25 +160,31 @@ def as_requests(task: Any, instances: Sequence[Any]) -> list[Request]:
 
 
 def summarise(
-    samples: Sequence[Mapping[str, Any]], harness_results: Mapping[str, Any], headline: str
+    samples: Sequence[Mapping[str, Any]], harness_results: Mapping[str, Any], preset: TaskPreset
 ) -> dict[str, Any]:
     """Accuracy with its 95 % Wilson interval, every metric of lm-eval, and what the answers cost.
 
     Args:
       samples: records as in `samples.jsonl`.
       harness_results: lm-eval's aggregated results of the task.
-      headline: the metric to lead with.
+      preset: of the task.
 
     Raises:
-      RuntimeError: lm-eval's figure is not the mean of the samples' scores.
+      RuntimeError: lm-eval's figure is not the mean of the samples' scores. Where scoring has time limits, it may
+        differ when it is repeated: the samples' scores then stand, with a warning.
     """
+    headline = preset.headline
     total = len(samples)
     metrics = {}
     for name in samples[0]["scores"]:
         summed = sum(sample["scores"][name] for sample in samples)
         reported = float(harness_results[name])
         if abs(reported - summed / total) > 1e-6:
-            raise RuntimeError(f"lm-eval reports {name} = {reported}, the samples' mean is {summed / total}")
+            complaint = f"lm-eval reports {name} = {reported}, the samples' mean is {summed / total}"
+            if not preset.timed_scoring:
+                raise RuntimeError(complaint)
+            warnings.warn(f"{complaint}, which is what counts: scored again, an answer ran out of time", stacklevel=2)
+            reported = summed / total
         metrics[name] = {"value": reported, "interval_95": [round(end, 6) for end in wilson_interval(summed, total)]}
     tokens = sum(sample["num_tokens"] for sample in samples)
     steps = sum(sample["steps_used"] for sample in samples)

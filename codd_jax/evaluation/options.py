@@ -51,6 +51,7 @@ class Options:
     num_shot: int
     output_dir: str
     tag: str | None
+    run_generated_code: bool = False
 
     def require_circuit(self, has_circuit: bool) -> None:
         """A ValueError if a flag steers a circuit that is not there."""
@@ -118,6 +119,7 @@ def read_options(args: argparse.Namespace, preset: TaskPreset) -> Options:
     decoding = {_FIELDS.get(name, name): getattr(args, name) for name in _DECODE_FLAGS}
     decoding = {name: value for name, value in decoding.items() if value is not None}
     decoding |= {name: None for name, off in _OFF.items() if getattr(args, name) == off}
+    check_permission(preset, getattr(args, "run_generated_code", False))
     options = Options(
         family=family,
         checkpoint=checkpoint,
@@ -126,12 +128,22 @@ def read_options(args: argparse.Namespace, preset: TaskPreset) -> Options:
         decoding=decoding,
         windows=None if family == "llada" or args.dream_block else args.dream_window or "cover",
         circuit_flags=tuple(name for name in _CIRCUIT_FLAGS if getattr(args, name) not in (None, "none")),
+        run_generated_code=getattr(args, "run_generated_code", False),
         **{name: getattr(args, name) for name in _TAKEN_AS_THEY_ARE},
     )
     if options.circuit_flags and options.circuit is None and pathlib.Path(checkpoint).exists():
         options.require_circuit(_has_own_circuit(checkpoint))
     options.decode_config()
     return options
+
+
+def check_permission(preset: TaskPreset, run_generated_code: bool) -> None:
+    """Raises a ValueError for a task that runs programs out of answers, without the word to do so."""
+    if preset.runs_code and not run_generated_code:
+        raise ValueError(
+            f"{preset.name} scores answers by running them: a model's programs would run on this machine, in processes "
+            "with limits on time and memory but in no sandbox. Say --run_generated_code to do so, best in a container"
+        )
 
 
 def _has_own_circuit(folder: str) -> bool:

@@ -12,12 +12,18 @@ class TaskPreset:
 
     Attributes:
       name: the name on our command lines and in result files.
-      harness_task: the name of lm-eval's stock task.
-      harness_file: its definition, relative to lm-eval's folder of tasks.
+      harness_task: the name of lm-eval's task, ours where `task_file` changes it.
+      harness_file: the stock definition, relative to lm-eval's folder of tasks.
       hub_dataset: where the stock task finds its problems.
       columns: the text fields that a local file of problems must have.
-      system_prompt: the paper's (appendix B of arXiv:2603.00045).
+      system_prompt: the paper's (appendix B of arXiv:2603.00045), as the published evaluation words it.
       headline: the metric that result pages lead with, as `metric,filter`; every other one is kept beside it.
+      circuits: the published circuit nearest to this task, by backbone family.
+      worked_examples: "train" takes them from training problems, "own" from the stock task itself, None has none.
+      task_file: a definition of ours in `evaluation/tasks` that builds on the stock one.
+      runs_code: answers are programs, and scoring runs them.
+      timed_scoring: scoring gives up after some seconds, so that a busy machine may score an answer differently.
+      gated: the hub hands the problems out after their conditions have been accepted.
     """
 
     name: str
@@ -27,7 +33,19 @@ class TaskPreset:
     columns: tuple[str, ...]
     system_prompt: str
     headline: str
+    circuits: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    worked_examples: str | None = "train"
+    task_file: str | None = None
+    runs_code: bool = False
+    timed_scoring: bool = False
+    gated: bool = False
 
+
+_HELPFUL = "You are a helpful assistant."
+_REASON = (
+    f"{_HELPFUL} Justify your final answer by first explaining your step-by-step derivation or reasoning. Conclude by "
+    "presenting the final answer in the format: "
+)
 
 TASKS: Mapping[str, TaskPreset] = MappingProxyType(
     {
@@ -37,8 +55,46 @@ TASKS: Mapping[str, TaskPreset] = MappingProxyType(
             harness_file="gsm8k/gsm8k.yaml",
             hub_dataset="openai/gsm8k",
             columns=("question", "answer"),
-            system_prompt="You are a helpful assistant.",
+            system_prompt=_HELPFUL,
             headline="exact_match,flexible-extract",
+            circuits={"llada": "il18/llada-gsm-pc", "dream": "il18/dream-gsm-pc"},
+        ),
+        "math500": TaskPreset(
+            name="math500",
+            harness_task="minerva_math500",
+            harness_file="minerva_math/minerva_math500.yaml",
+            hub_dataset="HuggingFaceH4/MATH-500",
+            columns=("problem", "solution"),
+            system_prompt=f"{_REASON}boxed{{ANSWER}}.",
+            headline="math_verify,none",
+            circuits={"llada": "il18/llada-math-pc", "dream": "il18/dream-math-pc"},
+            worked_examples="own",
+            timed_scoring=True,
+        ),
+        "gpqa": TaskPreset(
+            name="gpqa",
+            harness_task="gpqa_main_generative_n_shot",
+            harness_file="gpqa/generative/gpqa_main_generative_n_shot.yaml",
+            hub_dataset="Idavidrein/gpqa",
+            columns=("Question", "Correct Answer", *(f"Incorrect Answer {number}" for number in (1, 2, 3))),
+            system_prompt=f"{_REASON}(LETTER).",
+            headline="exact_match,flexible-extract",
+            circuits={"llada": "il18/llada-math-pc", "dream": "il18/dream-math-pc"},
+            gated=True,
+        ),
+        "mbpp": TaskPreset(
+            name="mbpp",
+            harness_task="mbpp_instruct_tolerant",
+            harness_file="mbpp/mbpp_instruct.yaml",
+            hub_dataset="google-research-datasets/mbpp",
+            columns=("text",),
+            system_prompt=_HELPFUL,
+            headline="pass_at_1,extract_code",
+            circuits={"llada": "il18/llada-code-pc", "dream": "il18/dream-code-pc"},
+            worked_examples=None,
+            task_file="mbpp_tolerant.yaml",
+            runs_code=True,
+            timed_scoring=True,
         ),
     }
 )

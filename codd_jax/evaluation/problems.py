@@ -4,9 +4,12 @@ import contextlib
 import dataclasses
 import json
 import pathlib
+import random
+import re
 import shutil
 import string
 import tempfile
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from codd_jax.evaluation.presets import TaskPreset
@@ -14,6 +17,8 @@ from codd_jax.evaluation.presets import TaskPreset
 _TEMPLATES = pathlib.Path(__file__).parent / "tasks"
 # lm-eval's own default, so that worked examples are those that its command line would draw.
 _FEWSHOT_SEED = 1234
+# The same for what a task shuffles while it is loaded, as GPQA does with its choices.
+_LOADING_SEED = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +40,10 @@ def find_problems(preset: TaskPreset, data: str | pathlib.Path, num_shot: int = 
 
     Raises:
       FileNotFoundError: a file is missing.
-      ValueError: a line is not a JSON object with the task's text fields; the message has the line's number.
+      ValueError: a line is not a JSON object with the task's fields (the message has the line's number), or the task
+        has no worked examples.
     """
+    check_worked_examples(preset, num_shot)
     test = pathlib.Path(data).expanduser()
     if test.is_dir():
         test = test / "test.jsonl"
@@ -47,7 +54,7 @@ def find_problems(preset: TaskPreset, data: str | pathlib.Path, num_shot: int = 
         )
     count = _check_lines(test, preset)
     train = None
-    if num_shot > 0:
+    if num_shot > 0 and preset.worked_examples == "train":
         train = test.with_name("train.jsonl")
         if not train.is_file():
             raise FileNotFoundError(
@@ -58,6 +65,12 @@ def find_problems(preset: TaskPreset, data: str | pathlib.Path, num_shot: int = 
         if available < num_shot:
             raise ValueError(f"{num_shot} worked examples were asked for, {train} holds {available}")
     return LocalProblems(test.resolve(), train.resolve() if train else None, count)
+
+
+def check_worked_examples(preset: TaskPreset, num_shot: int) -> None:
+    """Raises a ValueError for worked examples of a task that has none."""
+    if num_shot and preset.worked_examples is None:
+        raise ValueError(f"--num_shot {num_shot}: {preset.name} is asked without worked examples, as in the paper")
 
 
 def _check_lines(path: pathlib.Path, preset: TaskPreset) -> int:
@@ -81,10 +94,23 @@ def _check_lines(path: pathlib.Path, preset: TaskPreset) -> int:
                     f"{path}, line {number}: no text under {' and '.join(map(repr, missing))}; "
                     f"{preset.name} needs {' and '.join(map(repr, preset.columns))}"
                 )
+            if complaint := _complaint(preset, record):
+                raise ValueError(f"{path}, line {number}: {complaint}")
             count += 1
     if not count:
         raise ValueError(f"{path} holds no problems; one JSON object a line is wanted")
     return count
+
+
+def _complaint(preset: TaskPreset, record: Mapping[str, Any]) -> str | None:
+    """What a task needs of a problem beside its text fields, and this one lacks."""
+    if preset.name == "math500" and not re.search(r"\\boxed\s*\{", record["solution"]):
+        return "the solution has no \\boxed{…}, where math500 reads the reference answer"
+    if preset.name == "mbpp":
+        tests = record.get("test_list")
+        if not isinstance(tests, list) or len(tests) < 3 or not all(isinstance(test, str) for test in tests):
+            return "'test_list' is not a list of at least three assertions; mbpp shows three and runs them"
+    return None
 
 
 def load_task(preset: TaskPreset, problems: LocalProblems | None = None, num_shot: int = 0) -> Any:
@@ -100,31 +126,64 @@ def load_task(preset: TaskPreset, problems: LocalProblems | None = None, num_sho
 
     Raises:
       ConnectionError: the hub, or the data set on it, is out of reach.
+      PermissionError: the data set's conditions were not accepted.
+      ImportError: packages that the task's scoring needs are missing.
+      ValueError: worked examples of a task that has none.
     """
+    check_worked_examples(preset, num_shot)
     # lm-eval and datasets take a second to import; nothing but an evaluation needs them.
     import lm_eval
     from lm_eval.tasks import TaskManager
 
     stock = pathlib.Path(lm_eval.__file__).parent / "tasks" / preset.harness_file
-    with tempfile.TemporaryDirectory(prefix="codd_jax_task_") as folder, _quiet_downloads(problems is not None):
-        local = _gather(problems, pathlib.Path(folder))
-        text = _fill_template(preset, stock, local, num_shot)
-        (pathlib.Path(folder) / "task.yaml").write_text(text, encoding="utf-8")
+    with tempfile.TemporaryDirectory(prefix="codd_jax_task_") as name, _loading(quiet=problems is not None):
+        folder = pathlib.Path(name)
+        local = _gather(problems, folder)
+        definition = _own_definition(preset, stock, folder) if preset.task_file else stock
+        (folder / "task.yaml").write_text(_fill_template(preset, definition, local, num_shot), encoding="utf-8")
         # Without the defaults the index holds this one task and takes milliseconds, not seconds.
-        manager = TaskManager(include_path=folder, include_defaults=False)
+        manager = TaskManager(include_path=name, include_defaults=False)
         try:
             loaded = manager.load([preset.harness_task])["tasks"] if hasattr(manager, "load") else None
             task = (loaded or manager.load_task_or_group([preset.harness_task]))[preset.harness_task]
+        except (ImportError, AssertionError) as error:  # an assertion is how lm-eval's task checks a version
+            raise ImportError(f"{preset.name} cannot be scored here: {error}") from error
         except OSError as error:
             if problems is not None:
                 raise
-            raise ConnectionError(
-                f"the {preset.name} problems could not be fetched from the Hugging Face hub ({preset.hub_dataset}: "
-                f"{error}). Without network access give a local copy: --data FILE.jsonl with the fields "
-                f"{' and '.join(preset.columns)}"
-            ) from error
+            raise _unreachable(preset, error) from error
     task.set_fewshot_seed(seed=_FEWSHOT_SEED)
     return task
+
+
+def _unreachable(preset: TaskPreset, error: OSError) -> OSError:
+    """The error of problems that the hub did not hand out, with the ways to have them."""
+    instead = f"a local copy also serves: --data FILE.jsonl with the fields {' and '.join(preset.columns)}"
+    if preset.gated and "gated" in str(error):
+        return PermissionError(
+            f"the {preset.name} problems are handed out once their conditions are accepted: do so at "
+            f"https://huggingface.co/datasets/{preset.hub_dataset}, then log in (`hf auth login`, or HF_TOKEN); "
+            f"{instead}"
+        )
+    return ConnectionError(
+        f"the {preset.name} problems could not be fetched from the Hugging Face hub ({preset.hub_dataset}: {error}). "
+        f"Without network access {instead}"
+    )
+
+
+def _own_definition(preset: TaskPreset, stock: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
+    """Writes our definition of a task, on top of a copy of the stock one without its code, and returns its path.
+
+    The stock definition's functions would be imported with it, and may want the network.
+    """
+    blocks = re.split(r"(?m)^(?=[^\s#-])", stock.read_text(encoding="utf-8"))
+    plain = folder / "stock.inc"
+    plain.write_text("".join(block for block in blocks if "!function" not in block), encoding="utf-8")
+    template = (_TEMPLATES / preset.task_file).read_text(encoding="utf-8")
+    own = folder / "own.inc"
+    values = {"stock_task": json.dumps(str(plain)), "name": preset.harness_task}
+    own.write_text(string.Template(template).substitute(values), encoding="utf-8")
+    return own
 
 
 def _gather(problems: LocalProblems | None, folder: pathlib.Path) -> dict[str, str]:
@@ -152,15 +211,23 @@ def _fill_template(preset: TaskPreset, stock: pathlib.Path, files: dict[str, str
 
 
 @contextlib.contextmanager
-def _quiet_downloads(quiet: bool):
-    """Hides the bar of datasets' copy of a local file into its cache: it is gone before it is read."""
+def _loading(quiet: bool) -> Iterator[None]:
+    """Loads with lm-eval's own seed and without cached shuffles; `quiet` hides the bar of copying a local file."""
+    import datasets
     from datasets.utils import logging as datasets_logging
 
     hide = quiet and datasets_logging.is_progress_bar_enabled()
+    cached, drawn = datasets.is_caching_enabled(), random.getstate()
     if hide:
         datasets_logging.disable_progress_bar()
+    # What an earlier process drew would come back out of the cache.
+    datasets.disable_caching()
+    random.seed(_LOADING_SEED)
     try:
         yield
     finally:
+        random.setstate(drawn)
+        if cached:
+            datasets.enable_caching()
         if hide:
             datasets_logging.enable_progress_bar()
