@@ -77,6 +77,22 @@ def read_examples(
     return examples
 
 
+def corpus_texts(
+    source: str | pathlib.Path, *, question_field: str = "question", answer_field: str = "answer", split: str = "train"
+) -> Iterator[str]:
+    """All texts of a data set, questions and answers one after the other, for a tokenizer to be trained on.
+
+    Arguments and errors as in `read_examples`.
+    """
+    for place, record in _local_records(source, split) if is_local(source) else _hub_records(str(source), split):
+        try:
+            messages, solution = _conversation(record, question_field, answer_field)
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}") from None
+        yield from (message["content"] for message in messages)
+        yield solution
+
+
 def is_local(source: str | pathlib.Path) -> bool:
     """Whether a data set is meant to lie on this machine: it does, or its name is that of a file."""
     path = pathlib.Path(source).expanduser()
