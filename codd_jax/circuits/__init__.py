@@ -1,6 +1,7 @@
 """The circuit: a hidden Markov model that couples the tokens of a window (CoDD, sections 4 and 5)."""
 
 from codd_jax.circuits.any_order import AnyOrderDraw, sample_any_order, sample_any_order_from_leaf
+from codd_jax.circuits.context import Context
 from codd_jax.circuits.hmm import HMM
 from codd_jax.circuits.learning import Counts, conditional_counts, expected_counts, observed_counts
 from codd_jax.circuits.likelihood import conditional_log_likelihood, log_likelihood
@@ -11,6 +12,7 @@ from codd_jax.circuits.messages import (
     log_partition,
     log_partition_from_leaf,
 )
+from codd_jax.circuits.modulation import Modulation, modulate
 from codd_jax.circuits.posterior import (
     conditionals,
     conditionals_from_leaf,
@@ -26,7 +28,9 @@ from codd_jax.circuits.posterior import (
 __all__ = [
     "HMM",
     "AnyOrderDraw",
+    "Context",
     "Counts",
+    "Modulation",
     "backward_messages",
     "conditional_counts",
     "conditional_log_likelihood",
@@ -39,6 +43,7 @@ __all__ = [
     "log_likelihood",
     "log_partition",
     "log_partition_from_leaf",
+    "modulate",
     "observed_counts",
     "posterior_marginals",
     "posterior_marginals_from_leaf",

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from codd_jax.circuits import logspace
+from codd_jax.circuits.context import Context, Latent
 from codd_jax.circuits.hmm import HMM
 from codd_jax.circuits.messages import known_leaf_values, leaf_values, masked_leaf_values
 from codd_jax.circuits.posterior import conditional_rows, divide, site_weights
@@ -102,7 +103,7 @@ def sample_any_order(
     temperature=1.0,
     draw: Draw | None = None,
     max_targets: int | None = None,
-    log_latent=None,
+    log_latent: Latent = None,
 ) -> AnyOrderDraw:
     """Draws masked tokens of one window one by one from the exact single-site conditionals.
 
@@ -117,12 +118,12 @@ def sample_any_order(
       draw: replaces the default draw: (key, log-conditionals [V]) → (token, score), a hashable function.
       max_targets: static bound: only so many targets, the leftmost open ones, compete for the next draw, and the
         conditionals are computed for so many rows only. Exact where it is at least the number of targets.
-      log_latent: optional [T, H].
+      log_latent: optional [T, H], or a `Context`.
 
     Returns:
       An `AnyOrderDraw`. By default the score of a token is its log-odds before `temperature`.
     """
-    leaf = leaf_values(hmm, log_phi, tokens, known)
+    leaf = leaf_values(hmm, log_phi, tokens, known, log_latent)
     draw = gumbel_draw(temperature) if draw is None else draw
     return sample_any_order_from_leaf(
         hmm, log_phi, leaf, tokens, known, key, targets, num_tokens, order, draw, max_targets, log_latent
@@ -141,7 +142,7 @@ def sample_any_order_from_leaf(
     order: str | Order,
     draw: Draw,
     max_targets: int | None = None,
-    log_latent: jax.Array | None = None,
+    log_latent: Latent = None,
 ) -> AnyOrderDraw:
     """`sample_any_order` with leaf values [T, H] that the caller has; not jitted, so `draw` may close over tracers."""
     if isinstance(order, str) and order not in ORDERS:
@@ -150,7 +151,7 @@ def sample_any_order_from_leaf(
     targets = ~known if targets is None else targets & ~known
     count = jnp.sum(targets) if num_tokens is None else jnp.minimum(jnp.sum(targets), num_tokens)
     rows = length if max_targets is None else max(1, min(max_targets, length))
-    masked = masked_leaf_values(hmm, log_phi) if hmm.normalization == "local" else None
+    masked = masked_leaf_values(hmm, log_phi, None, log_latent) if hmm.normalization == "local" else None
     keys = jax.vmap(lambda t: jax.random.fold_in(key, t))(jnp.arange(length))
     shuffle = jax.random.uniform(jax.random.fold_in(key, length), (length,))
 
@@ -158,13 +159,13 @@ def sample_any_order_from_leaf(
         state, leaf = carry
         log_w = site_weights(hmm, leaf, log_latent)
         log_w = log_w if masked is None else divide(log_w, masked)
-        position, row = _next_row(hmm, log_phi, log_w, targets & ~state.drawn, order, shuffle, rows)
+        position, row = _next_row(hmm, log_phi, log_w, targets & ~state.drawn, order, shuffle, rows, log_latent)
         token, score = draw(keys[position], row)
         possible = state.possible & (row[token] > -jnp.inf)
         here = (jnp.arange(length) == position) & possible
         new = (token.astype(jnp.int32), True, score.astype(leaf.dtype), row[token], rank)
         filled = [jnp.where(here, value, old) for value, old in zip(new, state[:-1], strict=True)]
-        hard = known_leaf_values(hmm, filled[0])
+        hard = known_leaf_values(hmm, filled[0], log_latent)
         hard = hard if masked is None else divide(hard, masked)
         return AnyOrderDraw(*filled, possible), jnp.where(here[:, None], hard, leaf)
 
@@ -180,14 +181,17 @@ def sample_any_order_from_leaf(
     return lax.fori_loop(0, count.astype(jnp.int32), one, (state, leaf))[0]
 
 
-def _next_row(hmm, log_phi, log_w, open_, order, shuffle, rows: int):
+def _next_row(hmm, log_phi, log_w, open_, order, shuffle, rows: int, context: Latent):
     """The open position that comes next and its log-conditionals [V]; only `rows` rows are computed."""
     if order == "random":
         position = jnp.argmax(jnp.where(open_, shuffle, -1.0)).astype(jnp.int32)
-        return position, _rows_at(hmm, log_phi, log_w, position[None])[0]
+        return position, _rows_at(hmm, log_phi, log_w, position[None], context)[0]
     chosen = jnp.nonzero(open_, size=rows, fill_value=0)[0].astype(jnp.int32) if rows < hmm.length else None
     at = jnp.arange(hmm.length, dtype=jnp.int32) if chosen is None else chosen
-    log_probs = conditional_rows(hmm, log_phi, log_w) if chosen is None else _rows_at(hmm, log_phi, log_w, chosen)
+    if chosen is None:
+        log_probs = conditional_rows(hmm, log_phi, log_w, None, context)
+    else:
+        log_probs = _rows_at(hmm, log_phi, log_w, chosen, context)
     priority = order(log_probs) if callable(order) else priorities(log_probs, order)
     # A row that cannot be ranked (impossible evidence) is still an open position; closed ones must not tie with it.
     priority = jnp.where(open_[at], jnp.maximum(priority, jnp.finfo(priority.dtype).min), -jnp.inf)
@@ -195,7 +199,8 @@ def _next_row(hmm, log_phi, log_w, open_, order, shuffle, rows: int):
     return at[best], log_probs[best]
 
 
-def _rows_at(hmm: HMM, log_phi: jax.Array, log_w: jax.Array, at: jax.Array) -> jax.Array:
+def _rows_at(hmm: HMM, log_phi: jax.Array, log_w: jax.Array, at: jax.Array, context: Latent) -> jax.Array:
     """Log-conditionals [K, V] of the positions `at` [K]."""
     emission = hmm.emission if hmm.emission.ndim == 2 else hmm.emission[at]
-    return conditional_rows(hmm, log_phi[at], log_w[at], emission)
+    context = context.at(at) if isinstance(context, Context) else None
+    return conditional_rows(hmm, log_phi[at], log_w[at], emission, context)

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from codd_jax.circuits.modulation import Modulation
+
 Normalization = Literal["global", "local"]
 NORMALIZATIONS: tuple[str, ...] = get_args(Normalization)
 ROW_TOLERANCE = 1e-3
@@ -28,6 +30,7 @@ class HMM:
       emission: [H, V] tied, or [length, H, V]; `emission[(t,) i, v]` = p(x_t=v | z_t=i). float32 or bfloat16.
       length: tokens in a window, static.
       normalization: "global" or "local", how the circuit was trained against soft evidence, static.
+      modulation: heads that make the circuit follow the backbone's hidden states, or None for a static circuit.
     """
 
     initial: jax.Array
@@ -35,6 +38,7 @@ class HMM:
     emission: jax.Array
     length: int = flax.struct.field(pytree_node=False)
     normalization: str = flax.struct.field(pytree_node=False, default="global")
+    modulation: Modulation | None = None
 
     @property
     def num_states(self) -> int:
@@ -99,10 +103,18 @@ class HMM:
         logits = [scale * jax.random.normal(k, shape, jnp.float32) for k, shape in zip(keys, shapes, strict=True)]
         return cls.from_logits(*logits, length=length, normalization=normalization)
 
+    def with_modulation(self, modulation: Modulation | None) -> HMM:
+        """The circuit with these heads, or without any; ValueError where they are not of its states and tokens."""
+        if modulation is not None:
+            modulation.check(self.num_states, self.vocab_size)
+        return self.replace(modulation=modulation)
+
     def validate(self) -> HMM:
         """Returns self after checking shapes and that every row is a distribution within 1e-3; else a ValueError."""
         arrays = (self.initial, self.transition, self.emission)
         _check_shapes(*arrays, self.length, self.normalization)
+        if self.modulation is not None:
+            self.modulation.check(self.num_states, self.vocab_size)
         for name, array in zip(("initial", "transition", "emission"), arrays, strict=True):
             worst = _worst_row(name, array)
             if worst > _tolerance(array):

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from codd_jax.circuits import logspace
 from codd_jax.circuits.chain import Chain
+from codd_jax.circuits.context import Latent, emission_change
 from codd_jax.circuits.hmm import HMM, NORMALIZATIONS
 from codd_jax.circuits.messages import (
     backward_chain,
@@ -44,7 +45,7 @@ class Counts:
 
 
 @jax.jit
-def expected_counts(hmm: HMM, log_phi, tokens, known, log_latent=None) -> Counts:
+def expected_counts(hmm: HMM, log_phi, tokens, known, log_latent: Latent = None) -> Counts:
     """Counts under p̂(x, z | x_K, φ): F⁻ of the global objective, F⁺ where every position is known.
 
     Args:
@@ -53,7 +54,11 @@ def expected_counts(hmm: HMM, log_phi, tokens, known, log_latent=None) -> Counts
         log_latent: optional [..., T, H]. Leading dimensions are a batch, which is summed without being held apart.
 
     Windows of impossible evidence add nothing.
+
+    Raises:
+      ValueError: `log_latent` is a `Context` that changes the emissions, whose uses are not the circuit's alone.
     """
+    _check_static_emissions(log_latent)
     hmm = hmm.replace(normalization="global")
     leaf = leaf_values(hmm, log_phi, tokens, known)
     posterior, forward = _posterior(hmm, leaf, log_latent)
@@ -64,8 +69,9 @@ def expected_counts(hmm: HMM, log_phi, tokens, known, log_latent=None) -> Counts
 
 
 @jax.jit
-def observed_counts(hmm: HMM, tokens, log_latent=None) -> Counts:
+def observed_counts(hmm: HMM, tokens, log_latent: Latent = None) -> Counts:
     """Counts under p(z | x) for fully observed windows [..., T]: the F of plain likelihood learning, and F⁺."""
+    _check_static_emissions(log_latent)
     leaf = known_leaf_values(hmm, tokens)
     posterior, forward = _posterior(hmm, leaf, log_latent)
     return Counts(*_latent_counts(hmm, forward, posterior), token_counts(hmm, tokens, posterior))
@@ -73,7 +79,7 @@ def observed_counts(hmm: HMM, tokens, log_latent=None) -> Counts:
 
 @functools.partial(jax.jit, static_argnames="normalization")
 def conditional_counts(
-    hmm: HMM, log_phi, tokens, known, normalization: str = "global", log_latent=None
+    hmm: HMM, log_phi, tokens, known, normalization: str = "global", log_latent: Latent = None
 ) -> tuple[Counts, Counts]:
     """(F⁺, F⁻) of the conditional log-likelihood, whose difference is its gradient by unnormalised log-parameters.
 
@@ -87,6 +93,7 @@ def conditional_counts(
         raise ValueError(f"normalization is {normalization!r}; it must be one of {', '.join(NORMALIZATIONS)}")
     if normalization == "global":
         return observed_counts(hmm, tokens, log_latent), expected_counts(hmm, log_phi, tokens, known, log_latent)
+    _check_static_emissions(log_latent)
     joint, forward = local_posterior(hmm, log_phi, tokens, known, log_latent)
     positive = Counts(*_latent_counts(hmm, forward, joint), token_counts(hmm, tokens, joint))
     evidence, forward = _posterior(hmm, jnp.where(known[..., None], known_leaf_values(hmm, tokens), 0), log_latent)
@@ -95,7 +102,7 @@ def conditional_counts(
     return positive, Counts(*_latent_counts(hmm, forward, evidence), soft + hard)
 
 
-def local_posterior(hmm: HMM, log_phi, tokens, known, log_latent=None) -> tuple[jax.Array, Chain]:
+def local_posterior(hmm: HMM, log_phi, tokens, known, log_latent: Latent = None) -> tuple[jax.Array, Chain]:
     """Latent posterior [..., T, H] of the locally normalised chain with all of x observed, and its forward chain."""
     check_window(hmm, log_phi, tokens, known)
     observed = known_leaf_values(hmm, tokens)
@@ -139,7 +146,15 @@ def _uses(log_product, matrix: jax.Array, weights: jax.Array) -> jax.Array:
     return matrix * jax.vjp(log_product, matrix)[1](weights)[0]
 
 
-def _posterior(hmm: HMM, leaf: jax.Array, log_latent: jax.Array | None) -> tuple[jax.Array, Chain]:
+def _posterior(hmm: HMM, leaf: jax.Array, log_latent: Latent) -> tuple[jax.Array, Chain]:
     """Latent posterior [..., T, H] (zero where impossible) and the forward chain, from leaf values."""
     forward = forward_chain(hmm, leaf, log_latent)
     return jnp.exp(logspace.log_normalize(forward.post + backward_chain(hmm, leaf, log_latent).prior)), forward
+
+
+def _check_static_emissions(context: Latent) -> None:
+    if emission_change(context) is not None:
+        raise ValueError(
+            "expected counts are of a circuit whose emissions do not follow the context; train modulated emissions by "
+            "the gradient of conditional_log_likelihood"
+        )

@@ -7,6 +7,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from codd_jax.circuits.context import Latent, log_latent_of
 from codd_jax.circuits.hmm import HMM, NORMALIZATIONS
 from codd_jax.circuits.messages import (
     check_window,
@@ -19,7 +20,7 @@ from codd_jax.circuits.posterior import divide
 
 @functools.partial(jax.jit, static_argnames="normalization")
 def conditional_log_likelihood(
-    hmm: HMM, log_phi, tokens, known, normalization: str = "global", log_latent=None
+    hmm: HMM, log_phi, tokens, known, normalization: str = "global", log_latent: Latent = None
 ) -> jax.Array:
     """log p̂(x_M | x_K) of one window in nats; differentiable in the circuit, φ and g.
 
@@ -29,7 +30,7 @@ def conditional_log_likelihood(
       tokens: [T] int, all positions observed. known: [T] bool, K; the other positions are M.
       normalization: "global" divides the product of circuit and φ by Z; "local" renormalises each masked emission
         under φ and divides by the evidence of x_K.
-      log_latent: optional [T, H] latent potentials, in numerator and denominator.
+      log_latent: optional [T, H] latent potentials, in numerator and denominator, or a `Context`.
 
     Returns:
       A scalar; -inf, with zero gradients, where the tokens or the evidence are impossible.
@@ -37,8 +38,8 @@ def conditional_log_likelihood(
     if normalization not in NORMALIZATIONS:
         raise ValueError(f"normalization is {normalization!r}; it must be one of {', '.join(NORMALIZATIONS)}")
     check_window(hmm, log_phi, tokens, known)
-    observed = known_leaf_values(hmm, tokens)
-    masked = masked_leaf_values(hmm, log_phi, ~known)
+    observed = known_leaf_values(hmm, tokens, log_latent)
+    masked = masked_leaf_values(hmm, log_phi, ~known, log_latent)
     chosen = jnp.take_along_axis(log_phi, jnp.clip(tokens, 0, hmm.vocab_size - 1)[:, None], axis=-1)[:, 0]
     potential = jnp.sum(jnp.where(known, 0, chosen.astype(observed.dtype)))
     if normalization == "global":
@@ -47,16 +48,14 @@ def conditional_log_likelihood(
         numerator = jnp.where(known[:, None], observed, divide(observed, masked))
         denominator = jnp.where(known[:, None], observed, 0)
     leaves = jnp.stack([numerator, denominator])
-    if log_latent is not None:
-        leaves = leaves + log_latent
     # Both chains run in one scan: the steps are bound by launches, not by arithmetic.
-    joint, evidence = log_partition_from_leaf(hmm, leaves)
+    joint, evidence = log_partition_from_leaf(hmm, leaves, log_latent_of(log_latent))
     total = joint + potential
     possible = (total > -jnp.inf) & (evidence > -jnp.inf)
     return jnp.where(possible, jnp.where(possible, total, 0) - jnp.where(possible, evidence, 0), -jnp.inf)
 
 
 @jax.jit
-def log_likelihood(hmm: HMM, tokens, log_latent=None) -> jax.Array:
+def log_likelihood(hmm: HMM, tokens, log_latent: Latent = None) -> jax.Array:
     """log p(x) of a fully observed window [T] under the circuit alone, with g in the sum over latents if given."""
-    return log_partition_from_leaf(hmm, known_leaf_values(hmm, tokens), log_latent)
+    return log_partition_from_leaf(hmm, known_leaf_values(hmm, tokens, log_latent), log_latent)

@@ -12,6 +12,7 @@ from jax import lax
 
 from codd_jax.circuits import logspace
 from codd_jax.circuits.chain import Chain
+from codd_jax.circuits.context import Latent, basis_share, emission_change, log_latent_of, log_mass, mixed_rows
 from codd_jax.circuits.hmm import HMM
 from codd_jax.circuits.messages import (
     backward_chain,
@@ -30,10 +31,10 @@ def posterior_marginals(hmm: HMM, log_phi, tokens, known, log_latent=None) -> ja
 
     Rows sum to one, or are zero under impossible evidence. A locally normalised circuit sees the known tokens only.
     """
-    return posterior_marginals_from_leaf(hmm, leaf_values(hmm, log_phi, tokens, known), log_latent)
+    return posterior_marginals_from_leaf(hmm, leaf_values(hmm, log_phi, tokens, known, log_latent), log_latent)
 
 
-def posterior_marginals_from_leaf(hmm: HMM, leaf: jax.Array, log_latent: jax.Array | None = None) -> jax.Array:
+def posterior_marginals_from_leaf(hmm: HMM, leaf: jax.Array, log_latent: Latent = None) -> jax.Array:
     """`posterior_marginals` from leaf values [..., T, H] → [..., T, H]."""
     forward, backward = forward_chain(hmm, leaf, log_latent), backward_chain(hmm, leaf, log_latent)
     return jnp.exp(logspace.log_normalize(forward.post + backward.prior))
@@ -45,20 +46,20 @@ def conditionals(hmm: HMM, log_phi, tokens, known, log_latent=None) -> jax.Array
 
     Args:
       log_phi: [T, V] log-potentials; those of known positions enter their own row alone.
-      tokens, known: [T]; log_latent: optional [T, H].
+      tokens, known: [T]; log_latent: optional [T, H] or a `Context`.
 
     Returns:
       Normalised rows; -inf throughout where the evidence at the other positions is impossible. A probability that
       underflows float32 may come out as -inf.
     """
-    return conditionals_from_leaf(hmm, log_phi, leaf_values(hmm, log_phi, tokens, known), log_latent)
+    return conditionals_from_leaf(hmm, log_phi, leaf_values(hmm, log_phi, tokens, known, log_latent), log_latent)
 
 
 def conditionals_from_leaf(
     hmm: HMM,
     log_phi: jax.Array,
     leaf: jax.Array,
-    log_latent: jax.Array | None = None,
+    log_latent: Latent = None,
     masked_leaf: jax.Array | None = None,
 ) -> jax.Array:
     """`conditionals` from log_phi [..., T, V] and leaf values [..., T, H] → [..., T, V].
@@ -68,23 +69,29 @@ def conditionals_from_leaf(
     """
     log_w = site_weights(hmm, leaf, log_latent)
     if hmm.normalization == "local":
-        masked = masked_leaf_values(hmm, log_phi) if masked_leaf is None else masked_leaf
+        masked = masked_leaf_values(hmm, log_phi, None, log_latent) if masked_leaf is None else masked_leaf
         log_w = divide(log_w, masked)
-    return conditional_rows(hmm, log_phi, log_w)
+    return conditional_rows(hmm, log_phi, log_w, None, log_latent)
 
 
-def site_weights(hmm: HMM, leaf: jax.Array, log_latent: jax.Array | None = None) -> jax.Array:
+def site_weights(hmm: HMM, leaf: jax.Array, log_latent: Latent = None) -> jax.Array:
     """log w_t(z), the log-posterior of z_t given all evidence but that of t, up to a constant, [..., T, H]."""
     log_w = forward_chain(hmm, leaf, log_latent).prior + backward_chain(hmm, leaf, log_latent).prior
-    return log_w if log_latent is None else log_w + log_latent
+    latent = log_latent_of(log_latent)
+    return log_w if latent is None else log_w + latent
 
 
-def conditional_rows(hmm: HMM, log_phi: jax.Array, log_w: jax.Array, emission: jax.Array | None = None) -> jax.Array:
+def conditional_rows(
+    hmm: HMM, log_phi: jax.Array, log_w: jax.Array, emission: jax.Array | None = None, context: Latent = None
+) -> jax.Array:
     """log-normalised φ_t(v) Σ_z w_t(z) E[z,v], [..., T, V] and [..., T, H] → [..., T, V].
 
-    `emission` replaces the circuit's own, for rows that are not the positions 0..T-1 in order.
+    `emission` replaces the circuit's own, for rows that are not the positions 0..T-1 in order; the `context` is that of
+    the rows.
     """
     emission = hmm.emission if emission is None else emission
+    change = emission_change(context)
+    log_w = log_w if change is None else log_w - log_mass(change)
     log_phi = log_phi.astype(log_w.dtype)
     prior = lax.stop_gradient(log_phi)
     if emission.ndim == 2:
@@ -92,6 +99,8 @@ def conditional_rows(hmm: HMM, log_phi: jax.Array, log_w: jax.Array, emission: j
     else:
         product = jax.vmap(lambda w, e, p: logspace.log_matmul(w, e, 0, None, p), in_axes=(-2, 0, -2), out_axes=-2)
         mixed = product(log_w, emission, prior)
+    if change is not None:
+        mixed = jnp.logaddexp(mixed, basis_share(log_w, prior, change))
     return logspace.log_normalize(mixed + log_phi)
 
 
@@ -106,15 +115,15 @@ def sample_latents(hmm: HMM, log_phi, tokens, known, key, log_latent=None) -> ja
     """Draws z ~ p(z | evidence) by forward filtering and backward sampling, [T] int32.
 
     Args:
-      log_phi: [T, V] (None: φ ≡ 1), tokens: [T], known: [T], log_latent: optional [T, H].
+      log_phi: [T, V] (None: φ ≡ 1), tokens: [T], known: [T], log_latent: optional [T, H] or a `Context`.
       key: one typed PRNG key; position t uses fold_in(key, t).
 
     Under impossible evidence (log_partition = -inf) the states mean nothing; they are within range.
     """
-    return sample_latents_from_leaf(hmm, leaf_values(hmm, log_phi, tokens, known), key, log_latent)
+    return sample_latents_from_leaf(hmm, leaf_values(hmm, log_phi, tokens, known, log_latent), key, log_latent)
 
 
-def sample_latents_from_leaf(hmm: HMM, leaf: jax.Array, key: jax.Array, log_latent=None) -> jax.Array:
+def sample_latents_from_leaf(hmm: HMM, leaf: jax.Array, key: jax.Array, log_latent: Latent = None) -> jax.Array:
     """`sample_latents` from leaf values [T, H] → [T]; `vmap` over leaf and key for a batch."""
     return sample_latents_from_chain(hmm, forward_chain(hmm, leaf, log_latent), key)
 
@@ -156,7 +165,7 @@ def sample(hmm: HMM, key: jax.Array, tokens=None, known=None, log_latent=None) -
     Args:
       key: one typed PRNG key.
       tokens, known: [T], both or neither; known tokens are kept.
-      log_latent: optional [T, H].
+      log_latent: optional [T, H] or a `Context`.
 
     Under impossible evidence the drawn tokens mean nothing; `log_partition(hmm, None, tokens, known)` tells.
     """
@@ -166,21 +175,23 @@ def sample(hmm: HMM, key: jax.Array, tokens=None, known=None, log_latent=None) -
         tokens, known = jnp.zeros(hmm.length, jnp.int32), jnp.zeros(hmm.length, bool)
     check_window(hmm, None, tokens, known)
     latent_key, token_key = jax.random.split(key)
-    leaf = jnp.where(known[:, None], known_leaf_values(hmm, tokens), 0)
+    leaf = jnp.where(known[:, None], known_leaf_values(hmm, tokens, log_latent), 0)
     latents = sample_latents_from_leaf(hmm, leaf, latent_key, log_latent)
-    rows = emission_rows(hmm, latents)
+    rows = emission_rows(hmm, latents, log_latent)
     noise = position_gumbel(token_key, hmm.length, hmm.vocab_size, rows.dtype)
     drawn = jnp.argmax(logspace.safe_log(rows) + noise, axis=-1).astype(jnp.int32)
     return jnp.where(known, tokens, drawn).astype(jnp.int32)
 
 
-def emission_rows(hmm: HMM, latents: jax.Array) -> jax.Array:
-    """E[z_t, :] for latents [T] → probabilities [T, V] in float32."""
+def emission_rows(hmm: HMM, latents: jax.Array, context: Latent = None) -> jax.Array:
+    """E[z_t, :] for latents [T] → probabilities [T, V] in float32, changed by the context if that says so."""
     rows = hmm.emission[latents] if hmm.emission.ndim == 2 else hmm.emission[jnp.arange(hmm.length), latents]
-    return rows.astype(logspace.compute_dtype(hmm.initial))
+    rows = rows.astype(logspace.compute_dtype(hmm.initial))
+    change = emission_change(context)
+    return rows if change is None else mixed_rows(rows, latents, change)
 
 
 @jax.jit
-def latent_logits(hmm: HMM, log_phi: jax.Array, latents: jax.Array) -> jax.Array:
+def latent_logits(hmm: HMM, log_phi: jax.Array, latents: jax.Array, context: Latent = None) -> jax.Array:
     """log φ_t(v) + log E[z_t, v], the coupled logits given latents [T] and log_phi [T, V] → [T, V] (section 5.1)."""
-    return log_phi + logspace.safe_log(emission_rows(hmm, latents))
+    return log_phi + logspace.safe_log(emission_rows(hmm, latents, context))

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from codd_jax.circuits import HMM, conditional_log_likelihood
+from codd_jax.circuits import HMM, conditional_log_likelihood, modulate
 
 
 def diffusion_loss(logits: jax.Array, tokens: jax.Array, masked: jax.Array) -> jax.Array:
@@ -46,3 +46,33 @@ def conditional_log_likelihoods(hmm: HMM, log_phi: jax.Array, tokens: jax.Array,
             hmm, row_phi, row_tokens, ~row_masked, normalization=hmm.normalization
         )
     )(log_phi, tokens, masked)
+
+
+def coupled_log_likelihoods(
+    hmm: HMM,
+    log_phi: jax.Array,
+    tokens: jax.Array,
+    masked: jax.Array,
+    hidden: jax.Array | None = None,
+    noise: jax.Array | None = None,
+) -> jax.Array:
+    """`conditional_log_likelihoods` of a circuit that may follow the context (paper, appendix E), [batch].
+
+    Args:
+      hmm: the circuit; with `modulation` it is differentiable in the heads, too.
+      log_phi, tokens, masked: as in `factorised_log_likelihoods`.
+      hidden: [batch, length, width] final-normed states, row t the one that position t is predicted from; read only by
+        a modulated circuit.
+      noise: [batch], what heads that know the noise level are told; default the masked share of the window.
+
+    Raises:
+      ValueError: a modulated circuit without hidden states, or with those of another width.
+    """
+    noise = jnp.mean(masked, axis=-1, dtype=jnp.float32) if noise is None else noise
+    context = modulate(hmm, hidden, noise)
+
+    def one(row_phi, row_tokens, row_masked, row_context):
+        return conditional_log_likelihood(hmm, row_phi, row_tokens, ~row_masked, hmm.normalization, row_context)
+
+    axes = (0, 0, 0, None if context is None else context.batch_axes)
+    return jax.vmap(one, in_axes=axes)(log_phi, tokens, masked, context)
