@@ -1,11 +1,13 @@
 """Problems as rows of token ids: the prompt in the chat template, then the answer's window, filled up with EOS."""
 
 from collections.abc import Iterator
+from itertools import islice
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from codd_jax.tokenizer import render_chat
+from codd_jax.tokenizer import encode_chat, encode_text, render_chat
+from codd_jax.training.dataset import Example
 from codd_jax.training.windows import WindowBatch
 from experiments.demo_task.problems import PHRASINGS, Problem, sample_problems
 
@@ -44,3 +46,15 @@ def sample_rows(tokenizer: PreTrainedTokenizerBase, seed: int, batch: int, held_
         drawn = [next(problems) for _ in range(batch)]
         phrasings = rng.integers(len(PHRASINGS), size=batch)
         yield encode_rows(tokenizer, drawn, [p.solution(int(i)) for p, i in zip(drawn, phrasings, strict=True)])
+
+
+def demo_examples(tokenizer: PreTrainedTokenizerBase, count: int, seed: int, held_out: bool) -> list[Example]:
+    """`count` problems of one split as training examples, every solution in a phrasing drawn evenly."""
+    rng = np.random.default_rng((seed, int(held_out), 2))
+    return [
+        Example(
+            tuple(encode_chat(tokenizer, [{"role": "user", "content": problem.question}])),
+            tuple(encode_text(tokenizer, problem.solution(int(rng.integers(len(PHRASINGS)))))),
+        )
+        for problem in islice(sample_problems(seed, held_out), count)
+    ]
