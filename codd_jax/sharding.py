@@ -17,14 +17,14 @@ AXES = ("data", "model")
 RULES: tuple[tuple[str, tuple[str | None, ...], str], ...] = (
     (r"(embed|head)\.weight", ("model", None), "vocab_size"),
     (r"head\.bias", ("model",), "vocab_size"),
-    (r"blocks\.q\.weight", ("model", None), "num_heads"),
-    (r"blocks\.[kv]\.weight", ("model", None), "num_kv_heads"),
+    (r"blocks\.q\.(weight|lora\.b)", ("model", None), "num_heads"),
+    (r"blocks\.[kv]\.(weight|lora\.b)", ("model", None), "num_kv_heads"),
     (r"blocks\.q\.bias", ("model",), "num_heads"),
     (r"blocks\.[kv]\.bias", ("model",), "num_kv_heads"),
-    (r"blocks\.o\.weight", (None, "model"), "num_heads"),
-    (r"blocks\.(gate|up)\.weight", ("model", None), "ffn_width"),
+    (r"blocks\.o\.(weight|lora\.a)", (None, "model"), "num_heads"),
+    (r"blocks\.(gate|up)\.(weight|lora\.b)", ("model", None), "ffn_width"),
     (r"blocks\.(gate|up)\.bias", ("model",), "ffn_width"),
-    (r"blocks\.down\.weight", (None, "model"), "ffn_width"),
+    (r"blocks\.down\.(weight|lora\.a)", (None, "model"), "ffn_width"),
 )
 
 
@@ -85,6 +85,21 @@ def partition_spec(path: tuple, rank: int, config: BackboneConfig, size: int) ->
     return PartitionSpec()
 
 
+def spread_over_data(spec: PartitionSpec, shape: tuple[int, ...], size: int) -> PartitionSpec:
+    """A parameter's split with the data axis of `size` on top, so that no device holds what another has (ZeRO).
+
+    It goes to the largest of the last two axes that is not split yet and that it divides (arXiv:1910.02054); vectors
+    stay as they are, and so does the layer axis, which the program runs through.
+    """
+    axes = [*spec, *(None,) * (len(shape) - len(spec))]
+    free = [axis for axis in range(max(len(shape) - 2, 0), len(shape)) if axes[axis] is None]
+    free = [axis for axis in free if shape[axis] % size == 0]
+    if len(shape) < 2 or not free or size == 1:
+        return spec
+    axes[max(free, key=lambda axis: shape[axis])] = "data"
+    return PartitionSpec(*axes)
+
+
 def circuit_sharding(circuit: Any, mesh: Mesh | None) -> Any:
     """A circuit with a sharding in place of every array, as `jax.device_put` takes it; None for no mesh.
 
@@ -107,6 +122,12 @@ def circuit_sharding(circuit: Any, mesh: Mesh | None) -> Any:
 def batch_sharding(mesh: Mesh | None) -> NamedSharding | None:
     """The sharding of arrays whose first axis is the batch; None for no mesh."""
     return None if mesh is None else NamedSharding(mesh, PartitionSpec("data"))
+
+
+def constrain_rows(tree: Any, mesh: Mesh | None) -> Any:
+    """Inside a program: arrays whose first axis is the batch, kept spread over the mesh's data axis."""
+    rows = batch_sharding(mesh)
+    return tree if rows is None else jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, rows), tree)
 
 
 def replicated(mesh: Mesh | None) -> NamedSharding | None:

@@ -5,8 +5,29 @@ import jax.numpy as jnp
 from flax import nnx
 
 
+class LowRank(nnx.Module):
+    """scale · (x · aᵀ) · bᵀ, with a [rank, in] and b [out, rank]: a change of a Linear that is never multiplied out.
+
+    LoRA, arXiv:2106.09685. In stacked blocks both factors have the leading layer axis that the weight has.
+    """
+
+    def __init__(self, a: jax.Array, b: jax.Array, scale: float, dtype: jnp.dtype):
+        self.a = nnx.LoRAParam(a)
+        self.b = nnx.LoRAParam(b)
+        self.scale = scale
+        self.dtype = dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., in] → [..., out] in `dtype`."""
+        inner = project(x, self.a[...].astype(self.dtype))
+        return project(inner, self.b[...].astype(self.dtype)) * jnp.asarray(self.scale, self.dtype)
+
+
 class Linear(nnx.Module):
-    """y = x · weightᵀ (+ bias), with weight [out, in] and bias [out], computed in `dtype`."""
+    """y = x · weightᵀ (+ bias) (+ lora(x)), with weight [out, in] and bias [out], computed in `dtype`.
+
+    `lora` is None, or the `LowRank` change that `codd_jax.training.lora` attaches.
+    """
 
     def __init__(
         self,
@@ -25,14 +46,17 @@ class Linear(nnx.Module):
         )
         self.weight = nnx.Param(weight)
         self.bias = nnx.Param(jnp.zeros((out_features,), param_dtype)) if use_bias else None
+        self.lora = None
         self.dtype = dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., in] → [..., out]; the bias joins the float32 sum, before rounding to `dtype`."""
         weight = self.weight[...].astype(self.dtype)
         if self.bias is None:
-            return project(x, weight)
-        return (project(x, weight, jnp.float32) + self.bias[...].astype(jnp.float32)).astype(self.dtype)
+            y = project(x, weight)
+        else:
+            y = (project(x, weight, jnp.float32) + self.bias[...].astype(jnp.float32)).astype(self.dtype)
+        return y if self.lora is None else y + self.lora(x)
 
 
 class RMSNorm(nnx.Module):

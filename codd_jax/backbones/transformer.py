@@ -81,7 +81,8 @@ class Transformer(nnx.Module):
 
     Parameters: `embed.weight` [V, D]; `blocks.*` with a leading layer axis (layout "stacked", one `lax.scan`) or as an
     `nnx.List` of blocks (layout "unrolled", a Python loop, faster on CPU); `final_norm`; `head` unless tied. `dtype`
-    is what is computed in, `param_dtype` (default: the same) what is stored. Logits are always float32.
+    is what is computed in, `param_dtype` (default: the same) what is stored. Logits are always float32. With `remat`
+    a gradient keeps only what goes in and out of each block and computes the rest again, for memory.
     """
 
     def __init__(
@@ -92,9 +93,11 @@ class Transformer(nnx.Module):
         param_dtype: Any = None,
         layout: str = "stacked",
         attention_implementation: str = "auto",
+        remat: bool = False,
         rngs: nnx.Rngs,
     ):
         self.config = config
+        self.remat = remat
         self.dtype = jnp.dtype(dtype)
         self.layout = choose_layout(config, layout)
         self.attention_implementation = attention_implementation
@@ -171,6 +174,9 @@ class Transformer(nnx.Module):
         Outputs and `per_layer` are trees of arrays with a leading layer axis in layout "stacked", and a tuple with one
         tree for each block in layout "unrolled".
         """
+        if self.remat:
+            # A scan's body is compiled by itself: nothing could merge the second computation with the first.
+            step = jax.checkpoint(step, prevent_cse=self.layout != "stacked")
         if self.layout == "stacked":
             return jax.lax.scan(lambda x, layer: step(x, *layer), x, (self.blocks, per_layer))
         outputs = []
@@ -198,10 +204,8 @@ class Transformer(nnx.Module):
             return self
         params = nnx.to_pure_dict(nnx.state(self, nnx.Param))
         convert = unstack_blocks if layout == "unrolled" else stack_blocks
-        implementation = self.attention_implementation
-        return type(self).from_params(
-            self.config, convert(params), self.dtype, layout=layout, attention_implementation=implementation
-        )
+        options = {"attention_implementation": self.attention_implementation, "remat": self.remat}
+        return type(self).from_params(self.config, convert(params), self.dtype, layout=layout, **options)
 
     @classmethod
     def abstract(cls, config: BackboneConfig, dtype: Any = jnp.float32, **options: Any) -> Self:
