@@ -13,6 +13,8 @@ import numpy as np
 
 from codd_jax import circuits
 from codd_jax.backbones.config import BackboneConfig, check_length
+from codd_jax.circuits.context import batch_axes
+from codd_jax.decoding.denoiser import check_hidden
 from codd_jax.prompts import check_ids
 
 
@@ -59,7 +61,13 @@ def _score(denoiser, params, hmm, masked, truth, row_length, positions, own, len
     chex.assert_equal_shape([masked, truth])
     rows = masked.shape[0]
     where = jnp.broadcast_to(positions, (rows, positions.size))
-    logits = denoiser(params, masked, jnp.full(rows, row_length), where, jnp.int32(0))
+    follows = hmm is not None and hmm.modulation is not None
+    states, call = None, jnp.int32(0)
+    if follows:
+        features = denoiser.encode(params, masked, jnp.full(rows, row_length), call)
+        logits, states = denoiser.head(params, features, where), denoiser.hidden(params, features, where)
+    else:
+        logits = denoiser(params, masked, jnp.full(rows, row_length), where, call)
     chex.assert_shape(logits, (rows, positions.size, None))
     log_phi = jax.nn.log_softmax(logits.astype(jnp.float32))
     tokens = truth[:, positions]
@@ -72,8 +80,14 @@ def _score(denoiser, params, hmm, masked, truth, row_length, positions, own, len
     def windows(array):
         return array.reshape(-1, length, *array.shape[2:])
 
-    score = functools.partial(circuits.conditional_log_likelihood, hmm, normalization=hmm.normalization)
-    coupled = jax.vmap(score)(windows(log_phi), windows(tokens), windows(~hidden))
+    masked_share = windows(hidden).mean(-1, dtype=jnp.float32)
+    context = circuits.modulate(hmm, windows(states), masked_share) if follows else None
+
+    def score(log_phi, tokens, known, context):
+        return circuits.conditional_log_likelihood(hmm, log_phi, tokens, known, hmm.normalization, context)
+
+    axes = (0, 0, 0, batch_axes(context))
+    coupled = jax.vmap(score, in_axes=axes)(windows(log_phi), windows(tokens), windows(~hidden), context)
     return factorized, coupled.reshape(rows, -1).sum(1)
 
 
@@ -114,6 +128,8 @@ def log_likelihood(
         raise ValueError(f"the completion holds the mask id {config.mask_id}; fill it in before scoring it")
     if num_samples < 1 or batch_size < 1:
         raise ValueError(f"num_samples ({num_samples}) and batch_size ({batch_size}) must be at least 1")
+    if hmm is not None and hmm.modulation is not None:
+        check_hidden(denoiser)
     if hmm is not None and total < hmm.length:
         raise ValueError(
             f"prompt and completion have {total} tokens, fewer than the circuit's window of {hmm.length}; "

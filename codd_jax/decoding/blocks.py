@@ -8,7 +8,13 @@ from jax import lax
 
 from codd_jax.circuits import HMM
 from codd_jax.decoding.canvas import Canvas
-from codd_jax.decoding.coupling import activated, any_order_draw, latent_logits, open_window
+from codd_jax.decoding.coupling import (
+    activated,
+    any_order_draw,
+    latent_logits,
+    open_window,
+    window_context,
+)
 from codd_jax.decoding.denoiser import Reader
 from codd_jax.decoding.proposals import CHUNK, Proposal, order_keys, propose, propose_in_chunks
 from codd_jax.decoding.regions import Outcome, competing, stray_positions
@@ -50,7 +56,7 @@ def block_outcome(
     if strategy.coupling == "latent":
         logits, failed = lax.cond(
             use.any(),
-            lambda: _couple_tail(hmm, logits, strays, window, keys, use, strategy, numbers),
+            lambda: _couple_tail(read, hmm, logits, strays, window, keys, use, strategy, numbers),
             lambda: (logits, failed),
         )
     proposal = propose(logits, positions, keys, strategy, numbers)
@@ -61,7 +67,16 @@ def block_outcome(
     token, chosen, failed = lax.cond(
         use.any(),
         lambda: any_order_draw(
-            hmm, logits[:, strays:], window, candidates[:, strays:], count, keys, use, strategy, numbers
+            hmm,
+            logits[:, strays:],
+            window,
+            candidates[:, strays:],
+            count,
+            keys,
+            use,
+            strategy,
+            numbers,
+            window_context(hmm, read, window),
         ),
         lambda: (window.tokens, jnp.zeros(window.tokens.shape, bool), failed),
     )
@@ -75,9 +90,10 @@ def block_outcome(
     )
 
 
-def _couple_tail(hmm, logits, strays: int, window, keys, use, strategy, numbers) -> tuple[jax.Array, jax.Array]:
+def _couple_tail(read, hmm, logits, strays: int, window, keys, use, strategy, numbers) -> tuple[jax.Array, jax.Array]:
     """Logits with the window's part coupled where `use` [B] and possible, and where it failed [B]."""
-    coupled, possible = latent_logits(hmm, logits[:, strays:], window, keys, strategy, numbers)
+    context = window_context(hmm, read, window)
+    coupled, possible = latent_logits(hmm, logits[:, strays:], window, keys, strategy, numbers, context)
     tail = jnp.where((use & possible)[:, None, None], coupled, logits[:, strays:])
     return jnp.concatenate([logits[:, :strays], tail], axis=1), use & ~possible
 

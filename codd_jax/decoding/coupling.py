@@ -10,7 +10,9 @@ import jax.numpy as jnp
 from codd_jax import circuits
 from codd_jax.circuits import HMM
 from codd_jax.circuits.any_order import sample_any_order_from_leaf
+from codd_jax.circuits.context import Context, batch_axes
 from codd_jax.decoding import randomness
+from codd_jax.decoding.denoiser import Reader
 from codd_jax.decoding.proposals import draw_token
 from codd_jax.decoding.scores import best_token, confidence, ranking_key
 from codd_jax.decoding.strategy import Numbers, Strategy
@@ -60,13 +62,31 @@ def potentials(logits: jax.Array, window: Window, strategy: Strategy, numbers: N
     return jnp.where(window.inside[..., None], log_phi, 0.0)
 
 
+def window_context(hmm: HMM, read: Reader, window: Window) -> Context | None:
+    """What the backbone's hidden states make of the circuit in each row's window; None for a static circuit.
+
+    The noise level that heads may be told is the window's masked share. Positions beyond the row are not modulated.
+    """
+    if hmm.modulation is None:
+        return None
+    masked, inside = (jnp.sum(x, axis=-1).astype(jnp.float32) for x in (window.masked, window.inside))
+    return circuits.modulate(hmm, read.hidden(window.positions), masked / jnp.maximum(inside, 1), window.inside)
+
+
 def latent_logits(
-    hmm: HMM, logits: jax.Array, window: Window, keys: jax.Array, strategy: Strategy, numbers: Numbers
+    hmm: HMM,
+    logits: jax.Array,
+    window: Window,
+    keys: jax.Array,
+    strategy: Strategy,
+    numbers: Numbers,
+    context: Context | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Latent-variable sampling (paper, section 5.1): logits given a latent path drawn from its posterior.
 
     Args:
-      logits: [B, T, V] of the backbone, after guidance. keys: [B] step keys.
+      logits: [B, T, V] of the backbone, after guidance. keys: [B] step keys. context: of the windows, see
+        `window_context`.
 
     Returns:
       log φ_t(v) + log E[z_t, v], [B, T, V] (over τ with `pc_temperature_on="coupled"`), and whether the evidence is
@@ -74,10 +94,11 @@ def latent_logits(
     """
     log_phi = potentials(logits, window, strategy, numbers)
     known = window.inside & ~window.masked
-    leaf = circuits.leaf_values(hmm, log_phi, window.tokens, known)
+    leaf = circuits.leaf_values(hmm, log_phi, window.tokens, known, context)
     keys = randomness.position_keys(keys, window.start, randomness.LATENT)
-    path, log_z = jax.vmap(circuits.sample_latents_and_partition, in_axes=(None, 0, 0))(hmm, leaf, keys)
-    coupled = jax.vmap(circuits.latent_logits, in_axes=(None, 0, 0))(hmm, log_phi, path)
+    axes = (None, 0, 0, batch_axes(context))
+    path, log_z = jax.vmap(circuits.sample_latents_and_partition, in_axes=axes)(hmm, leaf, keys, context)
+    coupled = jax.vmap(circuits.latent_logits, in_axes=axes)(hmm, log_phi, path, context)
     if strategy.pc_temperature_on == "coupled":
         coupled = coupled / _tau(numbers)
     return coupled, jnp.isfinite(log_z) & jnp.all(jnp.isfinite(jnp.max(coupled, axis=-1)), axis=-1)
@@ -93,19 +114,20 @@ def any_order_draw(
     use: jax.Array,
     strategy: Strategy,
     numbers: Numbers,
+    context: Context | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Any-order sampling (paper, section 5.1): `count` tokens one by one, each known to the next.
 
     Args:
       logits: [B, T, V] of the backbone. targets: [B, T] bool, positions to choose from. count: [B] int32.
-      keys: [B] step keys. use: [B] bool, rows that matter.
+      keys: [B] step keys. use: [B] bool, rows that matter. context: of the windows, see `window_context`.
 
     Returns:
       token [B, T] int32, the positions that were chosen [B, T] bool, and where it failed [B] bool.
     """
     log_phi = potentials(logits, window, strategy, numbers)
     known = window.inside & ~window.masked
-    leaf = circuits.leaf_values(hmm, log_phi, window.tokens, known)
+    leaf = circuits.leaf_values(hmm, log_phi, window.tokens, known, context)
     noise = randomness.order_gumbel(keys, window.positions)
     keys = randomness.position_keys(keys, window.start, randomness.ANY_ORDER)
     sharpness = _tau(numbers) if strategy.pc_temperature_on == "coupled" else jnp.float32(1.0)
@@ -114,7 +136,7 @@ def any_order_draw(
         token = draw_token(log_probs / sharpness, key, numbers)
         return token, log_probs[token]
 
-    def one(log_phi, leaf, tokens, known, key, targets, count, noise):
+    def one(log_phi, leaf, tokens, known, key, targets, count, noise, context):
         def surest(log_probs):
             rank = ranking_key(strategy.remasking, log_probs, best_token(log_probs)[1])
             warm = confidence(strategy.remasking, rank) / numbers.alg_temp + noise
@@ -122,10 +144,13 @@ def any_order_draw(
             return jnp.where(jnp.isnan(rank), -jnp.inf, rank)  # a row without any probability ranks last
 
         order = "random" if strategy.remasking == "random" else surest
-        return sample_any_order_from_leaf(hmm, log_phi, leaf, tokens, known, key, targets, count, order, draw)
+        return sample_any_order_from_leaf(
+            hmm, log_phi, leaf, tokens, known, key, targets, count, order, draw, log_latent=context
+        )
 
     count = jnp.where(use, count, 0)
-    drawn = jax.vmap(one)(log_phi, leaf, window.tokens, known, keys, targets, count, noise)
+    rows = (log_phi, leaf, window.tokens, known, keys, targets, count, noise)
+    drawn = jax.vmap(one, in_axes=(*(0 for _ in rows), batch_axes(context)))(*rows, context)
     return drawn.tokens, drawn.drawn, use & ~drawn.possible
 
 

@@ -21,7 +21,7 @@ class Denoiser(Protocol):
     ) -> jax.Array:
         """Float32 logits [B, P, V] of the tokens at `positions` [B, P], given `tokens` [B, L] and `lengths` [B].
 
-        `call` [] int32 is the planned step's number. Positions are always inside the row of L.
+        `call` [B] int32 is the planned step's number in each row. Positions are always inside the row of L.
         """
 
 
@@ -34,6 +34,14 @@ class TwoPartDenoiser(Protocol):
 
     def head(self, params: Any, features: Any, positions: jax.Array) -> jax.Array:
         """Float32 logits [B, P, V] at `positions` [B, P]."""
+
+
+@runtime_checkable
+class HiddenDenoiser(Protocol):
+    """A `TwoPartDenoiser` that shows the hidden states behind its logits, which modulated circuits follow."""
+
+    def hidden(self, params: Any, features: Any, positions: jax.Array) -> jax.Array:
+        """States [B, P, D], row p the one that the token at `positions` [B, P] is predicted from."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +58,11 @@ class BackboneDenoiser:
     def head(self, params, features, positions):
         """Logits [B, P, V] from hidden states, aligned to the token they predict."""
         return nnx.merge(self.graphdef, params).logits(features, positions)
+
+    def hidden(self, params, features, positions):
+        """The final-normed states [B, P, D] that the tokens at `positions` are predicted from."""
+        source = jnp.maximum(positions - self.lookback(params), 0)
+        return jnp.take_along_axis(features, source[..., None], axis=1, mode="clip")
 
     def encode_and_keep(self, params, tokens, lengths, call):
         """Hidden states [B, L, D], and every block's keys and values; see `cache.CachedDenoiser`."""
@@ -93,6 +106,24 @@ class Reader:
             return logits
         conditional, unconditional = jnp.split(logits, 2)
         return unconditional + (self.cfg_scale + 1.0) * (conditional - unconditional)
+
+    def hidden(self, positions: jax.Array) -> jax.Array:
+        """Hidden states [B, P, D] behind the logits at `positions` [B, P]; with guidance the conditional rows' own.
+
+        ValueError for a denoiser that has none.
+        """
+        check_hidden(self.denoiser)
+        features = jax.tree.map(lambda x: x[: positions.shape[0]], self.features)
+        return self.denoiser.hidden(self.params, features, positions)
+
+
+def check_hidden(denoiser: Any) -> None:
+    """Raises a ValueError where a circuit that follows the context would have no hidden states to follow."""
+    if not (isinstance(denoiser, HiddenDenoiser) and isinstance(denoiser, TwoPartDenoiser)):
+        raise ValueError(
+            f"the circuit follows the backbone's hidden states (modulation), which {type(denoiser).__name__} does not "
+            "show; see denoiser.HiddenDenoiser, or take the static circuit: hmm.with_modulation(None)"
+        )
 
 
 def read_canvas(

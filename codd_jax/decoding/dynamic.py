@@ -10,7 +10,14 @@ from jax import lax
 
 from codd_jax.circuits import HMM
 from codd_jax.decoding.canvas import Canvas
-from codd_jax.decoding.coupling import Window, activated, any_order_draw, latent_logits, open_window
+from codd_jax.decoding.coupling import (
+    Window,
+    activated,
+    any_order_draw,
+    latent_logits,
+    open_window,
+    window_context,
+)
 from codd_jax.decoding.denoiser import Reader
 from codd_jax.decoding.proposals import (
     CHUNK,
@@ -115,12 +122,12 @@ def _cover(read, canvas, survey: _Survey, keys, active, strategy, numbers, hmm):
 
 def _draw_targets(read, hmm, window: Window, targets, keys, use, strategy, numbers):
     """Tokens [B, T] drawn from the circuit at all `targets`, and whether the evidence was possible [B]."""
-    logits = read(window.positions)
+    logits, context = read(window.positions), window_context(hmm, read, window)
     if strategy.coupling == "any_order":
         count = jnp.sum(targets, axis=-1, dtype=jnp.int32)
-        token, _, failed = any_order_draw(hmm, logits, window, targets, count, keys, use, strategy, numbers)
+        token, _, failed = any_order_draw(hmm, logits, window, targets, count, keys, use, strategy, numbers, context)
         return token, ~failed
-    coupled, possible = latent_logits(hmm, logits, window, keys, strategy, numbers)
+    coupled, possible = latent_logits(hmm, logits, window, keys, strategy, numbers, context)
     coupled = jnp.where(possible[:, None, None], coupled, logits)
     return propose(coupled, window.positions, keys, strategy, numbers).token, possible
 
@@ -161,16 +168,18 @@ def _best(read, canvas, survey: _Survey, keys, active, strategy, numbers, hmm):
 
 def _redraw(read, hmm, window: Window, survey: _Survey, forced, count, keys, use, strategy, numbers):
     """The survey's tokens and order with the window's part coupled, any-order's own picks, and failures."""
-    logits = read(window.positions)
+    logits, context = read(window.positions), window_context(hmm, read, window)
     inside = window.masked & jnp.take_along_axis(survey.candidates, window.positions, axis=-1)
     if strategy.coupling == "any_order":
         count = count - jnp.sum(forced, axis=-1, dtype=jnp.int32)
-        drawn, chosen, failed = any_order_draw(hmm, logits, window, inside, count, keys, use, strategy, numbers)
+        drawn, chosen, failed = any_order_draw(
+            hmm, logits, window, inside, count, keys, use, strategy, numbers, context
+        )
         taken = inside & (use & ~failed)[:, None]
         token = _scatter(survey.token, window.positions, drawn, taken & chosen)
         picked = _scatter(jnp.zeros(survey.token.shape, bool), window.positions, chosen, taken)
         return token, survey.order, picked, failed
-    coupled, possible = latent_logits(hmm, logits, window, keys, strategy, numbers)
+    coupled, possible = latent_logits(hmm, logits, window, keys, strategy, numbers, context)
     taken = inside & (use & possible)[:, None]
     coupled = jnp.where((use & possible)[:, None, None], coupled, logits)
     proposal: Proposal = propose(coupled, window.positions, keys, strategy, numbers)

@@ -73,5 +73,5 @@ def label_heads(params: Any) -> Any:
 def modulated_optimizer(
     circuit: optax.GradientTransformation, heads: optax.GradientTransformation
 ) -> optax.GradientTransformation:
-    """One optimiser for both: `heads` for whatever lies below `modulation` in the parameters, `circuit` for the rest."""
+    """One optimiser for both: `heads` for what lies below `modulation` in the parameters, `circuit` for the rest."""
     return optax.partition({"circuit": circuit, "heads": heads}, label_heads)
