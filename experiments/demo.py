@@ -67,11 +67,11 @@ def run_demo(
         for method in COUPLINGS:
             bar.set_postfix_str(f"{METHODS[method]}: compiling")
             start = time.perf_counter()
-            _answer(model, drawn[:batch_size], method, 1, seed, batch_size)
+            answer(model, drawn[:batch_size], method, 1, seed, batch_size)
             compile_seconds += time.perf_counter() - start
             for number in steps:
                 bar.set_postfix_str(f"{METHODS[method]}, {number} steps")
-                row, answers[method, number] = _measure(model, drawn, method, number, seed, batch_size)
+                row, answers[method, number] = measure(model, drawn, method, number, seed, batch_size)
                 rows.append(row)
                 bar.update()
     result = {
@@ -87,8 +87,11 @@ def run_demo(
     return result
 
 
-def decode_config(method: str, steps: int) -> DecodeConfig:
-    """How the demo decodes: greedy, the whole window as one block; the circuit, where used, always and with τ = 1."""
+def decode_config(method: str, steps: int, **changes: Any) -> DecodeConfig:
+    """How the demo decodes: greedy, the whole window as one block; the circuit, where used, always and with τ = 1.
+
+    changes: further fields of `DecodeConfig`.
+    """
     if method not in COUPLINGS:
         raise ValueError(f"method is {method!r}; known are {', '.join(COUPLINGS)}")
     return DecodeConfig(
@@ -98,21 +101,24 @@ def decode_config(method: str, steps: int) -> DecodeConfig:
         coupling=COUPLINGS[method],
         pc_temperature=1.0,
         pc_frac=None,
+        **changes,
     )
 
 
-def _answer(model: CoDD, problems: list[Problem], method: str, steps: int, seed: int, batch_size: int) -> Generation:
-    """The problems' questions as chat messages, answered by one method."""
+def answer(
+    model: CoDD, problems: list[Problem], method: str, steps: int, seed: int, batch_size: int, **changes: Any
+) -> Generation:
+    """The problems' questions as chat messages, answered by one method; changes as in `decode_config`."""
     questions = [problem.question for problem in problems]
-    return model.generate(questions, decode_config(method, steps), seed=seed, batch_size=batch_size)
+    return model.generate(questions, decode_config(method, steps, **changes), seed=seed, batch_size=batch_size)
 
 
-def _measure(
-    model: CoDD, problems: list[Problem], method: str, steps: int, seed: int, batch_size: int
+def measure(
+    model: CoDD, problems: list[Problem], method: str, steps: int, seed: int, batch_size: int, **changes: Any
 ) -> tuple[dict[str, Any], list[tuple[str, Grade]]]:
-    """One cell of the table, and every problem's text with its grade."""
+    """One cell of the table, and every problem's text with its grade; changes as in `decode_config`."""
     start = time.perf_counter()
-    generation = _answer(model, problems, method, steps, seed, batch_size)
+    generation = answer(model, problems, method, steps, seed, batch_size, **changes)
     seconds = time.perf_counter() - start
     graded = [(text.strip(), grade(problem, text)) for problem, text in zip(problems, generation.text, strict=True)]
     grades = [result for _, result in graded]
@@ -161,6 +167,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--bundle", type=pathlib.Path, default=BUNDLE, help="backbone, tokenizer and circuit to decode with"
     )
+    parser.add_argument(
+        "--frontier", action="store_true", help="accuracy against tokens per pass: caches and confidence thresholds"
+    )
     parser.add_argument("--train", action="store_true", help="train backbone and circuit instead of decoding")
     parser.add_argument(
         "--output", type=pathlib.Path, default=pathlib.Path("runs/demo_bundle"), help="where --train writes"
@@ -182,6 +191,12 @@ def _run(options: argparse.Namespace) -> None:
         print(
             f"trained bundle: {options.output} (decode with it: python -m experiments.demo --bundle {options.output})"
         )
+        return
+    if options.frontier:
+        from experiments.demo_task.frontier import frontier_table, run_frontier
+
+        print(frontier_table(run_frontier(options.output_dir, options.problems, options.seed, options.bundle)))
+        print(f"table and plot: {options.output_dir}")
         return
     print("Built-in demo: generated word problems, a backbone of a million weights, a circuit of 64 states.")
     result = run_demo(
