@@ -92,6 +92,8 @@ def _facts(model: CoDD) -> dict[str, object]:
     if model.hmm is not None:
         hmm = model.hmm
         facts["circuit"] = f"{hmm.num_states:,} states over {hmm.length} tokens, {hmm.normalization} normalisation"
+        if hmm.modulation is not None:
+            facts["circuit"] += f", follows the context ({', '.join(hmm.modulation.kinds)})"
     return facts | {f"{part} from": _shown(source) for part, source in model.sources.items()}
 
 

@@ -104,7 +104,8 @@ def circuit_sharding(circuit: Any, mesh: Mesh | None) -> Any:
     """A circuit with a sharding in place of every array, as `jax.device_put` takes it; None for no mesh.
 
     Emissions are split over the vocabulary, as the head's logits are: the leaf product then needs one small sum over
-    devices and no copy of E. They are replicated, with a warning, where the model axis does not divide V.
+    devices and no copy of E. They are replicated, with a warning, where the model axis does not divide V. A modulated
+    circuit's basis goes with them; its heads are replicated.
     """
     if mesh is None:
         return None
@@ -116,7 +117,10 @@ def circuit_sharding(circuit: Any, mesh: Mesh | None) -> Any:
         )
     split = PartitionSpec() if tokens % size else PartitionSpec(*(None,) * (circuit.emission.ndim - 1), "model")
     whole = NamedSharding(mesh, PartitionSpec())
-    return circuit.replace(initial=whole, transition=whole, emission=NamedSharding(mesh, split))
+    heads = jax.tree.map(lambda _: whole, circuit.modulation)
+    if heads is not None and heads.basis is not None:
+        heads = heads.replace(basis=NamedSharding(mesh, PartitionSpec(*(() if tokens % size else (None, "model")))))
+    return circuit.replace(initial=whole, transition=whole, emission=NamedSharding(mesh, split), modulation=heads)
 
 
 def batch_sharding(mesh: Mesh | None) -> NamedSharding | None:

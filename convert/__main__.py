@@ -46,6 +46,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--dtype", choices=("bfloat16", "float32", "keep"), default="keep", help="of the backbone's tensors (keep)"
     )
     parser.add_argument("--to-jpc", action="store_true", help="write SRC's circuit as a .jpc file for PyJuice")
+    parser.add_argument(
+        "--drop-modulation",
+        action="store_true",
+        help="with --to-jpc, leave out what makes the circuit follow the context, which .jpc cannot hold",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace OUT, and an interrupted run of another job")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     hub = parser.add_argument_group("hub")
@@ -67,6 +72,8 @@ def run(options: argparse.Namespace) -> str:
         raise ValueError(
             "--to-jpc writes a circuit, in float32; --adapter and --dtype are of backbones: leave them out"
         )
+    if options.drop_modulation and not options.to_jpc:
+        raise ValueError("--drop-modulation is for --to-jpc alone; circuit folders keep the modulation")
     access = {name: getattr(options, name) for name in ("revision", "token", "cache_dir", "local_files_only")}
     job = Job.find(
         options.source,
@@ -78,7 +85,7 @@ def run(options: argparse.Namespace) -> str:
         progress=not options.quiet,
     )
     if options.to_jpc:
-        return convert_to_jpc(job)
+        return convert_to_jpc(job, options.drop_modulation)
     if job.out.suffix == ".jpc":
         raise ValueError(f"{job.out} is to be a folder; add --to-jpc to write a .jpc file, or leave the suffix out")
     if job.backbone is not None and job.circuit is not None:

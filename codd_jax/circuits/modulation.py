@@ -68,15 +68,14 @@ class Modulation:
           ValueError: no or unknown kinds, or a basis without "emission" or the other way round.
         """
         kinds = check_kinds(kinds)
+        rank, vocab_size = (0, 0) if basis is None else basis.shape
         if ("emission" in kinds) != (basis is not None):
             raise ValueError(
                 f"kinds {', '.join(kinds)} with basis={basis is not None}: 'emission' needs one, others none"
             )
-        inputs = width + (NOISE_FEATURES if noise else 0)
-        head = jnp.zeros((inputs, num_states), jnp.float32)
-        change = None if basis is None else jnp.zeros((inputs, basis.shape[0], num_states), jnp.float32)
-        latent, gate = (head if kind in kinds else None for kind in KINDS[:2])
-        return cls(latent, gate, change, basis, width=width, noise=noise)
+        shapes = head_shapes(kinds, width, num_states, vocab_size, rank=rank, noise=noise)
+        heads = {kind: jnp.zeros(shapes[kind], jnp.float32) if kind in kinds else None for kind in KINDS}
+        return cls(**heads, basis=basis, width=width, noise=noise)
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -90,19 +89,13 @@ class Modulation:
 
     def check(self, num_states: int, vocab_size: int) -> None:
         """Raises a ValueError, naming both sides, where the heads are not those of such a circuit."""
-        inputs = self.width + (NOISE_FEATURES if self.noise else 0)
-        expected = {
-            "latent": (inputs, num_states),
-            "transition": (inputs, num_states),
-            "emission": (inputs, self.rank, num_states),
-            "basis": (self.rank, vocab_size),
-        }
-        check_kinds(self.kinds)
         if (self.emission is None) != (self.basis is None):
             raise ValueError("the modulation's emission head and basis belong together; one of them is missing")
-        for name, shape in expected.items():
+        kinds = check_kinds(self.kinds)
+        shapes = head_shapes(kinds, self.width, num_states, vocab_size, rank=self.rank, noise=self.noise)
+        for name, shape in shapes.items():
             array = getattr(self, name)
-            if array is not None and tuple(array.shape) != shape:
+            if tuple(array.shape) != shape:
                 raise ValueError(
                     f"the modulation's {name} has shape {tuple(array.shape)}; {num_states} states, {vocab_size} "
                     f"tokens, width {self.width}{' and the noise level' if self.noise else ''} ask for {shape}"
@@ -125,6 +118,17 @@ class Modulation:
         features = jnp.cos(jnp.pi * jnp.arange(NOISE_FEATURES) * noise.astype(jnp.float32)[..., None])
         features = jnp.broadcast_to(features[..., None, :], (*hidden.shape[:-1], NOISE_FEATURES))
         return jnp.concatenate([hidden, features], axis=-1)
+
+
+def head_shapes(
+    kinds: Sequence[str], width: int, num_states: int, vocab_size: int, *, rank: int = 0, noise: bool = False
+) -> dict[str, tuple[int, ...]]:
+    """The shapes of a `Modulation`'s arrays by name, for the arrays that these kinds have."""
+    inputs = width + (NOISE_FEATURES if noise else 0)
+    shapes: dict[str, tuple[int, ...]] = {
+        kind: (inputs, rank, num_states) if kind == "emission" else (inputs, num_states) for kind in kinds
+    }
+    return shapes | ({"basis": (rank, vocab_size)} if "emission" in kinds else {})
 
 
 def check_kinds(kinds: Sequence[str]) -> tuple[str, ...]:

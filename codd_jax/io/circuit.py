@@ -17,6 +17,7 @@ from codd_jax.io.arrays import ArrayStore, save_arrays
 from codd_jax.io.checkpoint import PARAMS, parts
 from codd_jax.io.jpc_chain import open_chain
 from codd_jax.io.mapped import map_tensor
+from codd_jax.io.modulation import ModulationInfo, arrays_of, check_finite
 from codd_jax.io.tensors import SafetensorsFolder, write_safetensors
 from codd_jax.io.workspace import read_marker, write_json, write_marker
 from codd_jax.jsonfile import read_json
@@ -28,7 +29,8 @@ _PATTERNS = ("*.jpc", "codd.json", "codd_config.json", "circuit.*", "params/**",
 
 @dataclasses.dataclass(frozen=True)
 class CircuitInfo:
-    """What a circuit covers: window length, states, vocabulary; how it was trained; the mask id it was trained for."""
+    """What a circuit covers: window length, states, vocabulary; how it was trained; the mask id it was trained for;
+    and which heads it has, if it follows the context."""
 
     length: int
     num_states: int
@@ -36,11 +38,24 @@ class CircuitInfo:
     normalization: str = "global"
     mask_id: int | None = None
     format: str = "memory"
+    modulation: ModulationInfo | None = None
 
     @classmethod
     def of(cls, hmm: HMM) -> Self:
         """The same facts of a circuit in memory."""
-        return cls(hmm.length, hmm.num_states, hmm.vocab_size, hmm.normalization)
+        modulation = ModulationInfo.of(hmm.modulation)
+        return cls(hmm.length, hmm.num_states, hmm.vocab_size, hmm.normalization, modulation=modulation)
+
+    def shapes(self) -> dict[str, tuple[tuple[int, ...], ...]]:
+        """The stored arrays by name, each with the shapes that it may have."""
+        length, states, vocab = self.length, self.num_states, self.vocab_size
+        heads = {} if self.modulation is None else self.modulation.shapes(states, vocab)
+        return {
+            "initial": ((states,),),
+            "transition": ((states, states), (length - 1, states, states)),
+            "emission": ((states, vocab), (length, states, vocab)),
+            **{name: (shape,) for name, shape in heads.items()},
+        }
 
     def check_fit(self, config: BackboneConfig) -> None:
         """Raises ValueError, naming both numbers, where the circuit was made for another backbone."""
@@ -54,6 +69,11 @@ class CircuitInfo:
             raise ValueError(
                 f"the circuit was trained with mask id {self.mask_id} and the backbone's is {config.mask_id}; "
                 "take the circuit that belongs to this backbone"
+            )
+        if self.modulation is not None and self.modulation.width != config.width:
+            raise ValueError(
+                f"the circuit's modulation reads hidden states of width {self.modulation.width} and the "
+                f"{config.family} backbone's have {config.width}: it was trained for another backbone"
             )
 
 
@@ -83,11 +103,13 @@ def load_circuit(source: str | Path, *, dtype: Any = None, **access: Any) -> HMM
     initial, transition, emission = (np.array(read(name)) for name in NAMES)
     if dtype is not None:
         emission = emission.astype(jnp.dtype(dtype))
-    return HMM.from_probabilities(initial, transition, emission, length=info.length, normalization=info.normalization)
+    facts = {"length": info.length, "normalization": info.normalization}
+    hmm = HMM.from_probabilities(initial, transition, emission, **facts)
+    return hmm if info.modulation is None else hmm.with_modulation(info.modulation.load(read))
 
 
 def read_arrays(source: str | Path, **access: Any) -> tuple[CircuitInfo, dict[str, np.ndarray]]:
-    """The sizes of a circuit and its arrays as stored, on the host: what `load_circuit` loads, without a device."""
+    """The sizes of a circuit and its probabilities as stored, on the host, without its modulation if it has one."""
     info, read = _open(source, **access)
     return info, {name: read(name) for name in NAMES}
 
@@ -96,7 +118,7 @@ def save_circuit(folder: str | Path, hmm: HMM, metadata: Mapping[str, Any] | Non
     """Write a circuit as circuit.safetensors and circuit.json; `metadata` (mask_id, say) goes into the latter."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    arrays = {name: np.asarray(getattr(hmm, name)) for name in NAMES}
+    arrays = {name: np.asarray(getattr(hmm, name)) for name in NAMES} | arrays_of(hmm.modulation)
     (folder / _ABOUT).unlink(missing_ok=True)  # written last: the pair is complete or not recognised
     specs = {name: (array.dtype, array.shape) for name, array in arrays.items()}
     write_safetensors(folder / _WEIGHTS, specs, arrays.__getitem__)
@@ -108,9 +130,9 @@ def write_circuit(
 ) -> CircuitInfo:
     """Write a circuit as a converted folder (Orbax), its numbers as they are stored; continues an interrupted call."""
     info, read = _open(source)
-    arrays = {name: read(name) for name in NAMES}
+    arrays = {name: read(name) for name in info.shapes()}
     for name, array in arrays.items():
-        check_probabilities(array, f"{source}: {name}")
+        (check_probabilities if name in NAMES else check_finite)(array, f"{source}: {name}")
     specs = {name: (array.dtype, array.shape) for name, array in arrays.items()}
     save_arrays(Path(folder) / PARAMS, specs, arrays.__getitem__, description="circuit", progress=progress)
     write_marker(folder, "circuit", **_facts(info), **(about or {}))
@@ -134,11 +156,11 @@ def _facts(info: CircuitInfo) -> dict[str, Any]:
     """What codd.json and circuit.json say of a circuit."""
     facts = dataclasses.asdict(info)
     del facts["format"]
-    return facts if info.mask_id is not None else {key: value for key, value in facts.items() if key != "mask_id"}
+    return {key: value for key, value in facts.items() if value is not None}
 
 
 def _open(source: str | Path, **access: Any) -> tuple[CircuitInfo, Callable[[str], np.ndarray]]:
-    """The sizes of a circuit, and a function that reads one of its three arrays."""
+    """The sizes of a circuit, and a function that reads one of its arrays."""
     found = hub.resolve(source, allow_patterns=_PATTERNS, **access)
     path = parts(found)[1] if found.is_dir() or found.suffix == ".jpc" else None
     if path is None:
@@ -150,11 +172,9 @@ def _open(source: str | Path, **access: Any) -> tuple[CircuitInfo, Callable[[str
     marker = read_marker(path)
     if marker is not None:
         store = ArrayStore(path / PARAMS)
-        _check_complete(store.names(), store.path)
-        return _checked(marker, {name: store.shape(name) for name in NAMES}, path, "orbax"), store.read
+        return _checked(marker, store, path, "orbax"), store.read
     tensors = SafetensorsFolder(path / _WEIGHTS)
-    _check_complete(tensors.names(), path / _WEIGHTS)
-    info = _checked(read_json(path / _ABOUT), {name: tensors.shape(name) for name in NAMES}, path, "safetensors")
+    info = _checked(read_json(path / _ABOUT), tensors, path, "safetensors")
     return info, lambda name: map_tensor(path / _WEIGHTS, name)
 
 
@@ -166,29 +186,25 @@ def _open_jpc(path: Path) -> tuple[CircuitInfo, Callable[[str], np.ndarray]]:
     return info, lambda name: getattr(chain, name)()
 
 
-def _check_complete(names: set[str], where: Path) -> None:
-    """Raise ValueError naming the arrays that a stored circuit lacks."""
-    missing = sorted(set(NAMES) - names)
-    if missing:
-        raise ValueError(f"{where} lacks {', '.join(missing)}; a circuit needs {', '.join(NAMES)}")
-
-
-def _checked(facts: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], path: Path, format: str) -> CircuitInfo:
-    """A CircuitInfo from a JSON description, if it agrees with the arrays' shapes."""
+def _checked(facts: Mapping[str, Any], stored: ArrayStore | SafetensorsFolder, path: Path, format: str) -> CircuitInfo:
+    """A CircuitInfo from a JSON description, if it agrees with the arrays that are there."""
     try:
-        length, states, vocab = (int(facts[key]) for key in ("length", "num_states", "vocab_size"))
+        sizes = [int(facts[key]) for key in ("length", "num_states", "vocab_size")]
         normalization, mask_id = facts.get("normalization", "global"), facts.get("mask_id")
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: the description of the circuit lacks a readable {error}") from error
-    allowed = {
-        "initial": ((states,),),
-        "transition": ((states, states), (length - 1, states, states)),
-        "emission": ((states, vocab), (length, states, vocab)),
-    }
-    wrong = [f"{name} {shapes[name]}" for name in NAMES if tuple(shapes[name]) not in allowed[name]]
+    modulation = ModulationInfo.read(facts.get("modulation"), path)
+    info = CircuitInfo(*sizes, normalization, mask_id, format, modulation)
+    allowed = info.shapes()
+    if missing := sorted(set(allowed) - set(stored.names())):
+        where = path / (PARAMS if format == "orbax" else _WEIGHTS)
+        raise ValueError(f"{where} lacks {', '.join(missing)}; a circuit needs {', '.join(allowed)}")
+    shapes = {name: tuple(stored.shape(name)) for name in allowed}
+    wrong = [f"{name} {shapes[name]}" for name in allowed if shapes[name] not in allowed[name]]
     if wrong or normalization not in NORMALIZATIONS:
         raise ValueError(
-            f"{path}: {', '.join(wrong) or f'normalization {normalization!r}'} does not fit a circuit of {length} "
-            f"positions, {states} states and {vocab} tokens; the files are not of one circuit"
+            f"{path}: {', '.join(wrong) or f'normalization {normalization!r}'} does not fit a circuit of {info.length} "
+            f"positions, {info.num_states} states and {info.vocab_size} tokens"
+            f"{'' if modulation is None else f' that {modulation}'}; the files are not of one circuit"
         )
-    return CircuitInfo(length, states, vocab, normalization, mask_id, format)
+    return info

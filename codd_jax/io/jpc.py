@@ -50,12 +50,18 @@ def write(path: str | os.PathLike, hmm: HMM) -> None:
     once it is complete. With normalization "local" the inputs are SoftEvidenceCategorical and the root says so.
 
     Raises:
-      ValueError: the name does not end in .jpc (PyJuice would refuse it), or the shapes are not those of an HMM.
+      ValueError: the name does not end in .jpc (PyJuice would refuse it), the circuit follows the context (the format
+        has no place for that), or the shapes are not those of an HMM.
       OSError: the disk is full, say; it names the file, and nothing half-written is left.
     """
     path = Path(path)
     if path.suffix != ".jpc":
         raise ValueError(f"{path}: PyJuice reads only files whose name ends in .jpc; name it {path.name}.jpc")
+    if hmm.modulation is not None:
+        raise ValueError(
+            f"{path}: the circuit follows the context ({', '.join(hmm.modulation.kinds)}), which .jpc cannot hold; "
+            "keep it as a circuit folder, or write the static circuit: hmm.with_modulation(None), --drop-modulation"
+        )
     nodes = _node_dicts(hmm)
     with writing(path) as file:
         pickle.dump(nodes, file, protocol=4)
