@@ -97,7 +97,7 @@ def extended_baum_welch_update(hmm: HMM, positive: Counts, negative: Counts, num
     """The globally normalised objective: θ ← normalise(F⁺ − F⁻ + D·θ), one D for each row.
 
     D is `damping` times the row's expected uses in `num_windows` windows, and at least twice what keeps every entry
-    positive. A caller that sees the conditional log-likelihood fall doubles `damping`.
+    positive (times `damping` above 1). A caller that sees the conditional log-likelihood fall doubles `damping`.
     """
     anchors = jax.tree.map(lambda x: num_windows * x, top_down_anchors(hmm))
 
@@ -105,7 +105,7 @@ def extended_baum_welch_update(hmm: HMM, positive: Counts, negative: Counts, num
         change = up - down
         used = theta > 0
         need = jnp.max(jnp.where(used, -change / jnp.where(used, theta, 1), 0), axis=-1, keepdims=True)
-        scale = damping * jnp.maximum(anchor.sum(-1, keepdims=True), 2 * need)
+        scale = jnp.maximum(damping * anchor.sum(-1, keepdims=True), jnp.maximum(damping, 1) * 2 * need)
         moved, seen = _rows(jnp.where(used, change + scale * theta, 0))
         return jnp.where(seen, moved, theta)
 

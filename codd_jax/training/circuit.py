@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from codd_jax.circuits import HMM
+from codd_jax.circuits import HMM, logspace
 from codd_jax.training.objective import conditional_log_likelihoods
 
 
@@ -21,6 +21,11 @@ class CircuitLogits:
     initial: jax.Array
     transition: jax.Array
     emission: jax.Array
+
+    @classmethod
+    def of(cls, hmm: HMM) -> "CircuitLogits":
+        """Logits of a circuit's probabilities; zeros become -inf and stay zeros."""
+        return cls(*(logspace.safe_log(x.astype(jnp.float32)) for x in (hmm.initial, hmm.transition, hmm.emission)))
 
     def to_hmm(self, length: int, normalization: str = "global") -> HMM:
         """The circuit with these parameters for windows of `length` positions."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Iterator, Sequence
 
@@ -103,6 +104,7 @@ def _filled(example: Example, length: int) -> int:
     return len(example.prompt) + (len(example.solution) // length + 1) * length
 
 
+@functools.partial(jax.jit, static_argnames=("mask_id", "scheme"))
 def mask_rows(
     key: jax.Array, rows: Rows, mask_id: int, scheme: str = "uniform", ratios: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -1,0 +1,297 @@
+"""Training a circuit on a frozen backbone: the loop around a rule, with validation, checkpoints and a history."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import hashlib
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from codd_jax.circuits import HMM
+from codd_jax.sharding import AXES, replicated
+from codd_jax.training.checkpoints import TrainingCheckpoints
+from codd_jax.training.circuit_config import SCHEDULES, CircuitTraining
+from codd_jax.training.history import by_share, per_token
+from codd_jax.training.potentials import Head, WindowPotentials, WindowSource
+from codd_jax.training.rules import Rule
+from codd_jax.training.statistics import Nats, log_likelihoods, sum_over_windows
+
+# The last steps of a schedule still move; rules divide by the scale.
+_LEAST_SCALE = 1e-3
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedCircuit:
+    """What came out.
+
+    Attributes:
+      hmm: the circuit; the best one by validation with `patience`, else the last.
+      history: plain JSON: `training` and `validation`, a list of records each, `steps`, `stopped` (why), and seconds of
+        processor and wall time.
+    """
+
+    hmm: HMM
+    history: dict[str, Any]
+
+
+def train_circuit(
+    source: WindowSource,
+    hmm: HMM,
+    config: CircuitTraining,
+    *,
+    mesh: jax.sharding.Mesh | None = None,
+    folder: str | Path | None = None,
+    about: dict[str, Any] | None = None,
+    progress: bool = True,
+) -> TrainedCircuit:
+    """Fits a circuit to a frozen backbone.
+
+    Args:
+      source: windows with the backbone's states, and the head that reads them.
+      hmm: where to start; with `modulation` its heads are trained as well. Its normalization becomes the config's.
+      config: how.
+      mesh: every batch is split over all its devices; the circuit does not depend on their number beyond rounding.
+      folder: for checkpoints; a call with the same settings continues the run that it finds there, bit for bit.
+      about: what else must be equal for a run to be the same (data, backbone), plain JSON.
+      progress: show a bar with nats per masked token, of the backbone alone and coupled.
+
+    Raises:
+      ValueError: parts that do not fit each other, another run in `folder`, or a step that was not finite.
+    """
+    return _Run(source, hmm, config, mesh, folder, about, progress).go()
+
+
+class _Run:
+    """One training run: what it carries along, and the loop."""
+
+    def __init__(self, source, hmm, config, mesh, folder, about, progress):
+        check_fit(source, hmm, mesh, config)
+        self.source, self.config, self.mesh, self.progress = source, config, mesh, progress
+        self.rule = config.make_rule()
+        place = (lambda x: jax.device_put(x, replicated(mesh))) if mesh is not None else (lambda x: x)
+        self.head = place(source.head)
+        # A copy: the state's memory is reused from step to step, and the caller keeps the circuit.
+        self.state = place(_copy(self.rule.init(hmm.replace(normalization=config.normalization))))
+        self.best = _copy(self.rule.circuit(self.state)) if config.patience is not None else None
+        self.notes = {"step": 0, "seconds": 0.0, "wall": 0.0, "training": [], "validation": [], "bad": 0}
+        self.pending: list[tuple[Nats, Any, Any]] = []
+        self.checkpoints = None
+        if folder is not None:
+            self.checkpoints = TrainingCheckpoints(folder, _settings(config, source, hmm, about))
+            found = self.checkpoints.restore({"state": self.state, "best": self.best})
+            if found is not None:
+                self.state, self.best = found[1]["state"], found[1]["best"]
+                self.notes = self.checkpoints.notes(found[0])
+
+    def go(self) -> TrainedCircuit:
+        """Steps until the budget is spent, then validates once more."""
+        step = make_step(self.rule, self.mesh, self.config)
+        first = self.notes["step"]
+        windows = self._placed(self.source.batch(first))
+        step = step.lower(self.state, self.head, windows, jnp.float32(1)).compile()
+        validate = self._validator()
+        clock = (time.process_time() - self.notes["seconds"], time.perf_counter() - self.notes["wall"])
+        total = self.config.steps
+        stopped = None
+        with (
+            concurrent.futures.ThreadPoolExecutor(1) as reader,
+            tqdm(
+                total=total, initial=first, desc="training the circuit", unit="step", disable=not self.progress
+            ) as bar,
+        ):
+            coming = reader.submit(lambda: windows)
+            try:
+                while stopped is None and not self._finished():
+                    windows = coming.result()
+                    number = self.notes["step"]
+                    coming = reader.submit(lambda n=number + 1: self._placed(self.source.batch(n)))
+                    scale = max(_LEAST_SCALE, SCHEDULES[self.config.schedule](self._done()))
+                    self.state, *metrics = step(self.state, self.head, windows, jnp.float32(scale))
+                    self.pending.append(tuple(metrics))
+                    jax.block_until_ready(metrics)  # the clock must not run ahead of the devices
+                    self._tick(clock)
+                    bar.update()
+                    stopped = self._look(validate, bar)
+                    if self.checkpoints and self.notes["step"] % self.config.checkpoint_every == 0:
+                        self._save()
+                self._report(bar)
+                if not self.notes["validation"] or self.notes["validation"][-1]["step"] != self.notes["step"]:
+                    self._validate(validate)
+            except KeyboardInterrupt:
+                self._report(bar)
+                if self.checkpoints and self.notes["step"]:
+                    self._save()
+                raise
+            self._tick(clock, step=False)
+            if self.checkpoints:
+                self._save()
+        return self._result(stopped or "the budget was spent")
+
+    def _result(self, stopped: str) -> TrainedCircuit:
+        hmm = self.best if self.best is not None else self.rule.circuit(self.state)
+        history = {
+            "training": self.notes["training"],
+            "validation": self.notes["validation"],
+            "steps": self.notes["step"],
+            "stopped": stopped,
+            "processor_seconds": round(self.notes["seconds"], 2),
+            "wall_seconds": round(self.notes["wall"], 2),
+        }
+        return TrainedCircuit(hmm, history)
+
+    def _done(self) -> float:
+        """The share of the budget that is spent."""
+        shares = [self.notes["step"] / self.config.steps if self.config.steps else 0.0]
+        shares += [self.notes["seconds"] / self.config.seconds if self.config.seconds else 0.0]
+        return min(1.0, max(shares))
+
+    def _finished(self) -> bool:
+        return self._done() >= 1.0
+
+    def _tick(self, clock: tuple[float, float], step: bool = True) -> None:
+        self.notes["step"] += int(step)
+        self.notes["seconds"], self.notes["wall"] = time.process_time() - clock[0], time.perf_counter() - clock[1]
+
+    def _placed(self, windows: WindowPotentials) -> WindowPotentials:
+        if self.mesh is None:
+            return jax.tree.map(jnp.asarray, windows)
+        return jax.device_put(windows, jax.NamedSharding(self.mesh, jax.P(AXES)))
+
+    def _look(self, validate: Callable, bar: tqdm) -> str | None:
+        """Reports and validates when it is time to; says why training should stop, if it should."""
+        every = self.config.validate_every
+        due = every and self.notes["step"] % every == 0
+        if due or len(self.pending) >= 20:
+            self._report(bar)
+        if not due:
+            return None
+        better = self._validate(validate)
+        patience = self.config.patience
+        if patience is None or better:
+            return None
+        return f"no better validation in {patience} attempts" if self.notes["bad"] >= patience else None
+
+    def _report(self, bar: tqdm) -> None:
+        """Fetches the metrics of the last steps; ValueError where one is not finite."""
+        if not self.pending:
+            return
+        first = self.notes["step"] - len(self.pending) + 1
+        fetched = jax.device_get(self.pending)
+        self.pending = []
+        for offset, (_, objective, _) in enumerate(fetched):
+            if not np.isfinite(objective):
+                raise ValueError(
+                    f"step {first + offset} is not finite ({objective}); lower the rate, or look for damaged hidden "
+                    "states. Checkpoints of earlier steps are kept"
+                )
+        nats = jax.tree.map(lambda *parts: sum(parts), *(entry[0] for entry in fetched))
+        tokens = sum(float(entry[2]) for entry in fetched) * self.source.length
+        record = {"step": self.notes["step"], **per_token(nats)}
+        record["objective"] = float(sum(float(entry[1]) for entry in fetched)) / max(tokens, 1)
+        self.notes["training"].append(record)
+        shown = {name: f"{record[name]:.4f}" for name in ("backbone", "coupled") if record[name] is not None}
+        bar.set_postfix(shown or {"objective": f"{record['objective']:.4f}"})
+
+    def _validator(self) -> Callable[[HMM], Nats | None]:
+        """A function that sums the held-out windows' nats."""
+        dtype = self.config.potentials_dtype
+
+        def nats(windows: WindowPotentials, hmm: HMM, head: Head) -> Nats:
+            return Nats.of(*log_likelihoods(hmm, head, windows, dtype), windows.masked)
+
+        summed = jax.jit(sum_over_windows(nats, self.mesh, self.config.chunk))
+
+        def validate(hmm: HMM) -> Nats | None:
+            parts = [summed(self._placed(part), hmm, self.head) for part in self.source.validation()]
+            return jax.tree.map(lambda *arrays: sum(jax.device_get(arrays)), *parts) if parts else None
+
+        return validate
+
+    def _validate(self, validate: Callable) -> bool:
+        """Notes a validation; whether it is the best so far."""
+        circuit = self.rule.circuit(self.state)
+        nats = validate(circuit)
+        if nats is None:
+            return True
+        record = {"step": self.notes["step"], "seconds": round(self.notes["seconds"], 2), **per_token(nats)}
+        if record["coupled"] is None or not np.isfinite(record["coupled"]):
+            raise ValueError(f"the validation at step {self.notes['step']} is not finite; lower the rate")
+        record["by_share"] = by_share(nats)
+        lowest = min((entry["coupled"] for entry in self.notes["validation"]), default=math.inf)
+        self.notes["validation"].append(record)
+        better = record["coupled"] < lowest
+        self.notes["bad"] = 0 if better else self.notes["bad"] + 1
+        if better and self.best is not None:
+            self.best = _copy(circuit)
+        return better
+
+    def _save(self) -> None:
+        self.checkpoints.save(self.notes["step"], {"state": self.state, "best": self.best}, self.notes)
+
+
+def make_step(rule: Rule, mesh: jax.sharding.Mesh | None, config: CircuitTraining) -> Any:
+    """A jitted `step(state, head, windows, scale)` → (state, Nats, objective, windows); reuses the state's memory."""
+
+    def step(state: Any, head: Head, windows: WindowPotentials, scale: jax.Array):
+        summed = sum_over_windows(rule.sums, mesh, config.chunk)
+        hmm = rule.circuit(state)
+        sums = summed(windows, hmm, head)
+        moved = rule.update(state, hmm, sums, scale)
+        if rule.reviews:
+            again = sum_over_windows(lambda *parts: rule.sums(*parts).objective, mesh, config.chunk)
+            after = again(windows, rule.circuit(moved), head)
+            moved = rule.review(state, moved, ~(after >= sums.objective))
+        return moved, sums.nats, sums.objective, sums.windows
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def check_fit(source: WindowSource, hmm: HMM, mesh: jax.sharding.Mesh | None, config: CircuitTraining) -> None:
+    """Raises ValueError, naming both numbers, where source, circuit and devices do not fit."""
+    if hmm.length != source.length:
+        raise ValueError(f"the circuit covers {hmm.length} tokens and the windows have {source.length}")
+    if hmm.vocab_size != source.head.vocab_size:
+        raise ValueError(
+            f"the circuit is over {hmm.vocab_size} tokens and the backbone over {source.head.vocab_size}: start from a "
+            "circuit of this backbone"
+        )
+    if hmm.modulation is not None and hmm.modulation.width != source.head.width:
+        raise ValueError(
+            f"the circuit's modulation reads states of width {hmm.modulation.width} and the backbone's have "
+            f"{source.head.width}"
+        )
+    share = source.batch_size / (1 if mesh is None else mesh.size)
+    if share % 1 or (config.chunk is not None and share % min(config.chunk, share)):
+        raise ValueError(
+            f"a batch of {source.batch_size} windows cannot be split over {1 if mesh is None else mesh.size} devices "
+            f"in chunks of {config.chunk}; choose numbers that divide it"
+        )
+
+
+def _settings(config: CircuitTraining, source: WindowSource, hmm: HMM, about: dict[str, Any] | None) -> dict[str, Any]:
+    """What must be equal for a run to be the same."""
+    described = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    described["rule"] = config.rule if isinstance(config.rule, str) else repr(config.rule)
+    start = hashlib.sha256()
+    for array in jax.tree.leaves(hmm):
+        start.update(np.ascontiguousarray(jax.device_get(array)).tobytes())
+    return {
+        **described,
+        "batch_size": source.batch_size,
+        "windows": len(source),
+        "start": start.hexdigest()[:16],
+        **(about or {}),
+    }
+
+
+def _copy(tree: Any) -> Any:
+    return jax.tree.map(jnp.array, tree)
