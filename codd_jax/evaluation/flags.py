@@ -12,6 +12,11 @@ from typing import Any, NoReturn
 from codd_jax.evaluation.presets import DECODING, FAMILIES, TaskPreset
 
 ALWAYS = "always"
+_WORKED_EXAMPLES = {
+    "train": "with --data they come from train.jsonl beside the file",
+    "own": "they are lm-eval's own",
+    None: "this task has none",
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -42,11 +47,12 @@ def plain_warnings() -> Iterator[None]:
 def add_benchmark_flags(parser: argparse.ArgumentParser, preset: TaskPreset) -> None:
     """Adds the flags that all benchmark scripts share, in groups; defaults of None mean "as the preset says"."""
     _add_model_flags(parser.add_argument_group("model").add_argument)
-    _add_circuit_flags(parser.add_argument_group("circuit").add_argument)
+    _add_circuit_flags(parser.add_argument_group("circuit").add_argument, preset)
     _add_decoding_flags(
         parser.add_argument_group("decoding (defaults registered in codd_jax/evaluation/presets.py)").add_argument
     )
     _add_task_flags(parser.add_argument_group("task and results").add_argument, preset)
+    _add_run_flags(parser.add_argument_group("many runs, many hosts").add_argument)
 
 
 def _add_model_flags(add) -> None:
@@ -58,8 +64,14 @@ def _add_model_flags(add) -> None:
     add("--mesh", metavar="SPEC", help='devices, as "data:2,model:4": prompts over data, weights over model')
 
 
-def _add_circuit_flags(add) -> None:
-    add("--pc_ckpt", metavar="CKPT", help="a hub id, a .jpc file or a folder; without it the backbone decodes alone")
+def _add_circuit_flags(add, preset: TaskPreset) -> None:
+    published = " and ".join(preset.circuits.values())
+    add(
+        "--pc_ckpt",
+        metavar="CKPT",
+        help="a hub id, a .jpc file or a folder; without it the backbone decodes alone. Published for such problems: "
+        f"{published}",
+    )
     add("--pc_temperature", type=number, metavar="TAU", help=f"sharpens {_default('pc_temperature')}")
     add(
         "--pc_frac",
@@ -92,12 +104,14 @@ def _add_decoding_flags(add) -> None:
     add("--temperature", type=number, metavar="T", help=f"of the token draw, 0 is greedy {_default('temperature')}")
     add("--top_p", type=number, metavar="P", help=f"draw from the most probable tokens {_default('top_p')}")
     add("--top_k", type=count(0), metavar="K", help=f"draw from so many tokens, 0 is off {_default('top_k')}")
+    add("--threshold", type=number, metavar="P", help="keep every token surer than this, in place of fixed --num_steps")
+    add("--cache", choices=("none", "prefix", "dual"), help="keep keys and values between steps; approximate (none)")
     add("--cfg_scale", type=number, metavar="S", help=f"classifier-free guidance, 0 is off {_default('cfg_scale')}")
     add("--seed", type=count(0), default=0, metavar="N", help="of every draw (%(default)s)")
 
 
 def _add_task_flags(add, preset: TaskPreset) -> None:
-    columns = " and ".join(f'"{column}"' for column in preset.columns)
+    columns = ", ".join(f'"{column}"' for column in (*preset.columns, *preset.list_columns))
     add("--task", default=preset.name, help="%(default)s, which is all that this script evaluates")
     add("--data", metavar="FILE", help=f"problems from a JSONL file with {columns}; else from the hub")
     add("--limit", type=count(1), metavar="N", help="the first N problems only; a later run may take more")
@@ -106,7 +120,7 @@ def _add_task_flags(add, preset: TaskPreset) -> None:
         type=count(0),
         default=0,
         metavar="N",
-        help="worked examples in each prompt (%(default)s); with --data they come from train.jsonl beside the file",
+        help=f"worked examples in each prompt (%(default)s); {_WORKED_EXAMPLES[preset.worked_examples]}",
     )
     add(
         "--batch_size",
@@ -123,6 +137,37 @@ def _add_task_flags(add, preset: TaskPreset) -> None:
         "continues a run that was stopped",
     )
     add("--tag", help="a word for that folder's name")
+    if preset.runs_code:
+        add(
+            "--run_generated_code",
+            action="store_true",
+            help="score answers by running the programs in them on this machine, each in a process with limits on time "
+            "and memory but in no sandbox; nothing is evaluated without this word",
+        )
+
+
+def _add_run_flags(add) -> None:
+    add(
+        "--run",
+        action="append",
+        metavar="FLAGS",
+        help="one of several runs, with these flags after the others: --run '--num_steps 64' --run '--num_steps 128 "
+        "--pc_frac 0.7'; weights are loaded once, and the runs share the folder OUTPUT_DIR/TAG",
+    )
+    add(
+        "--grid",
+        metavar="FILE",
+        help="many runs from a YAML or JSON file of flags and lists of values, every combination of which is run: "
+        "{num_steps: [64, 128], pc_frac: [0.3, 0.7]}, or a list of such",
+    )
+    add(
+        "--coordinator",
+        metavar="HOST:PORT",
+        help="several hosts: the first one's address, or 'auto' on a TPU slice; the same command on each. --mesh then "
+        "spans the devices of all of them, and the first one writes the results",
+    )
+    add("--num_processes", type=count(1), metavar="N", help="how many hosts (processes) there are")
+    add("--process_id", type=count(0), metavar="N", help="which of them this is, from 0")
 
 
 def _default(field: str) -> str:

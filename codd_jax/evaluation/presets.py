@@ -15,7 +15,7 @@ class TaskPreset:
       harness_task: the name of lm-eval's task, ours where `task_file` changes it.
       harness_file: the stock definition, relative to lm-eval's folder of tasks.
       hub_dataset: where the stock task finds its problems.
-      columns: the text fields that a local file of problems must have.
+      columns: the text fields that a local file of problems must have; list_columns: those that hold lists of texts.
       system_prompt: the paper's (appendix B of arXiv:2603.00045), as the published evaluation words it.
       headline: the metric that result pages lead with, as `metric,filter`; every other one is kept beside it.
       circuits: the published circuit nearest to this task, by backbone family.
@@ -33,6 +33,7 @@ class TaskPreset:
     columns: tuple[str, ...]
     system_prompt: str
     headline: str
+    list_columns: tuple[str, ...] = ()
     circuits: Mapping[str, str] = dataclasses.field(default_factory=dict)
     worked_examples: str | None = "train"
     task_file: str | None = None
@@ -88,6 +89,7 @@ TASKS: Mapping[str, TaskPreset] = MappingProxyType(
             harness_file="mbpp/mbpp_instruct.yaml",
             hub_dataset="google-research-datasets/mbpp",
             columns=("text",),
+            list_columns=("test_list",),
             system_prompt=_HELPFUL,
             headline="pass_at_1,extract_code",
             circuits={"llada": "il18/llada-code-pc", "dream": "il18/dream-code-pc"},

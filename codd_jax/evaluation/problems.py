@@ -49,7 +49,7 @@ def find_problems(preset: TaskPreset, data: str | pathlib.Path, num_shot: int = 
         test = test / "test.jsonl"
     if not test.is_file():
         raise FileNotFoundError(
-            f"no problems at {test}; give a JSONL file with the fields {' and '.join(preset.columns)}, one object a "
+            f"no problems at {test}; give a JSONL file with the fields {_fields(preset)}, one object a "
             "line, or a folder with test.jsonl"
         )
     count = _check_lines(test, preset)
@@ -102,14 +102,21 @@ def _check_lines(path: pathlib.Path, preset: TaskPreset) -> int:
     return count
 
 
+def _fields(preset: TaskPreset) -> str:
+    """The fields of a local file of problems, listed."""
+    return " and ".join((*preset.columns, *preset.list_columns))
+
+
 def _complaint(preset: TaskPreset, record: Mapping[str, Any]) -> str | None:
     """What a task needs of a problem beside its text fields, and this one lacks."""
     if preset.name == "math500" and not re.search(r"\\boxed\s*\{", record["solution"]):
         return "the solution has no \\boxed{…}, where math500 reads the reference answer"
-    if preset.name == "mbpp":
-        tests = record.get("test_list")
-        if not isinstance(tests, list) or len(tests) < 3 or not all(isinstance(test, str) for test in tests):
-            return "'test_list' is not a list of at least three assertions; mbpp shows three and runs them"
+    for column in preset.list_columns:
+        texts = record.get(column)
+        if not isinstance(texts, list) or len(texts) < 3 or not all(isinstance(text, str) for text in texts):
+            return (
+                f"{column!r} is not a list of at least three texts; {preset.name} shows three assertions and runs them"
+            )
     return None
 
 
@@ -152,13 +159,36 @@ def load_task(preset: TaskPreset, problems: LocalProblems | None = None, num_sho
             if problems is not None:
                 raise
             raise _unreachable(preset, error) from error
+        _settle_documents(task)
+        task.eval_docs  # noqa: B018 (prepared here, quietly)
     task.set_fewshot_seed(seed=_FEWSHOT_SEED)
     return task
 
 
+def _settle_documents(task: Any) -> None:
+    """Has the task prepare its documents once: GPQA draws the order of its choices, anew whenever it is looked at.
+
+    lm-eval leaves it to the cache of datasets on the disk, which files in memory do not have, that the first order
+    stays. It is the one that lm-eval's own seed gives.
+    """
+    prepare = task.config.process_docs
+    if prepare is None:
+        return
+    prepared: dict[int, tuple[Any, Any]] = {}
+
+    def prepare_once(documents: Any) -> Any:
+        if id(documents) not in prepared:
+            with _drawing():
+                # The documents are kept, so that no others take their id.
+                prepared[id(documents)] = (documents, prepare(documents))
+        return prepared[id(documents)][1]
+
+    task.config.process_docs = prepare_once
+
+
 def _unreachable(preset: TaskPreset, error: OSError) -> OSError:
     """The error of problems that the hub did not hand out, with the ways to have them."""
-    instead = f"a local copy also serves: --data FILE.jsonl with the fields {' and '.join(preset.columns)}"
+    instead = f"a local copy also serves: --data FILE.jsonl with the fields {_fields(preset)}"
     if preset.gated and "gated" in str(error):
         return PermissionError(
             f"the {preset.name} problems are handed out once their conditions are accepted: do so at "
@@ -212,22 +242,32 @@ def _fill_template(preset: TaskPreset, stock: pathlib.Path, files: dict[str, str
 
 @contextlib.contextmanager
 def _loading(quiet: bool) -> Iterator[None]:
-    """Loads with lm-eval's own seed and without cached shuffles; `quiet` hides the bar of copying a local file."""
+    """Loads with lm-eval's own seed and without cached orders; `quiet` hides the bars of work on a local file."""
     import datasets
     from datasets.utils import logging as datasets_logging
 
     hide = quiet and datasets_logging.is_progress_bar_enabled()
-    cached, drawn = datasets.is_caching_enabled(), random.getstate()
+    cached = datasets.is_caching_enabled()
     if hide:
         datasets_logging.disable_progress_bar()
     # What an earlier process drew would come back out of the cache.
     datasets.disable_caching()
-    random.seed(_LOADING_SEED)
     try:
-        yield
+        with _drawing():
+            yield
     finally:
-        random.setstate(drawn)
         if cached:
             datasets.enable_caching()
         if hide:
             datasets_logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def _drawing() -> Iterator[None]:
+    """Draws as lm-eval does after it has seeded Python's generator; other draws go on as if nothing had been drawn."""
+    state = random.getstate()
+    random.seed(_LOADING_SEED)
+    try:
+        yield
+    finally:
+        random.setstate(state)
