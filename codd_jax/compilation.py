@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import jax
 from tqdm import tqdm
 
-from codd_jax.decoding.canvas import make_canvas
+from codd_jax.decoding.canvas import row_keys
 from codd_jax.decoding.config import DecodeConfig
-from codd_jax.generation import LENGTH_BUCKET
+from codd_jax.generation import LENGTH_BUCKET, Job
 
 if TYPE_CHECKING:
     from codd_jax.model import CoDD
@@ -79,14 +79,10 @@ def compile_ahead(
     widths = sorted({-(-int(length) // LENGTH_BUCKET) * LENGTH_BUCKET for length in lengths})
     if not widths or widths[0] < 1 or rows < 1:
         raise ValueError(f"lengths {widths} and {rows} rows: there must be at least one of each, and none below 1")
-    if model.mesh is not None:
-        share = model.mesh.shape["data"]
-        rows = -(-rows // share) * share
     mask_id, pad_id = model.config.mask_id, model.config.pad_id
     with tqdm(widths, desc="compiling", unit="program", disable=not progress) as bar:
         for width in bar:
             bar.set_postfix_str(f"{rows} x {width}")
             text = [pad_id] * (width - 1) + [mask_id]
-            canvas = make_canvas([text], 0, mask_id, pad_id, rows=rows, prompt_lengths=[width - 1])
-            model.decode(canvas, config).tokens.block_until_ready()
+            Job(model, config, [text], row_keys([text], 0), 0, prompt_lengths=[width - 1]).run(rows, pad_batch=True)
     return widths

@@ -1,19 +1,21 @@
-"""Many prompts through the decoder: sorted into batches of equal shape, streamed block by block, returned in order."""
+"""Many prompts through the decoder: longest first, rows refilled as they finish, returned in order; or streamed."""
 
 from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
 from tqdm import tqdm
 
-from codd_jax.decoding.canvas import Canvas, generations, make_canvas
+from codd_jax.decoding.canvas import Canvas, cut_before, generations, make_canvas
 from codd_jax.decoding.config import DecodeConfig
 from codd_jax.decoding.loop import decode_blocks
+from codd_jax.decoding.refill import Boundary, Finished, Requests, decode_requests
+from codd_jax.distributed import fetch
 
 if TYPE_CHECKING:
     from codd_jax.model import CoDD
@@ -66,26 +68,36 @@ class Job:
     prompt_lengths: Sequence[int] | None = None
     stop_strings: tuple[str, ...] = ()
 
-    def run(self, batch_size: int, progress: bool = False, pad_batch: bool = False) -> Generation:
+    def run(
+        self,
+        batch_size: int,
+        progress: bool = False,
+        pad_batch: bool = False,
+        refill: bool = True,
+        on_finished: Callable[[Mapping[int, Generation]], None] | None = None,
+    ) -> Generation:
         """Decodes all rows, `batch_size` at a time, longest first; no result depends on the batch size.
 
-        With `pad_batch`, fewer rows than `batch_size` are filled up to it: calls of few and of many rows then share
-        their programs. ValueError for a batch size below 1.
+        Args:
+          batch_size: rows of the canvas. pad_batch: fill fewer rows up to it, so that calls of few and of many rows
+            share their programs.
+          progress: show a bar.
+          refill: a row that finishes gives its place to the next one at once; else the whole batch finishes first.
+          on_finished: called with rows as they finish: row → its `Generation`.
+
+        Raises:
+          ValueError: a batch size below 1.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
         done: dict[int, Generation] = {}
-        order = sorted(range(len(self.rows)), key=lambda row: (-len(self.rows[row]), row))
-        with tqdm(total=len(order), desc="generating", unit="row", disable=not progress) as bar:
-            for start in range(0, len(order), batch_size):
-                batch = order[start : start + batch_size]
-                canvas = self._canvas(batch, batch_size if pad_batch else min(batch_size, len(order)))
-                for number, after in enumerate(self._blocks(canvas), 1):
-                    canvas = after
-                    bar.set_postfix_str(f"block {number}")
-                finished = self._collect(canvas, len(batch))
-                done |= {row: _row(finished, position) for position, row in enumerate(batch)}
-                bar.update(len(batch))
+        with tqdm(total=len(self.rows), desc="generating", unit="row", disable=not progress) as bar:
+            for boundary in self.boundaries(batch_size if pad_batch else min(batch_size, len(self.rows)), refill):
+                finished = {row.index: self._result(row) for row in boundary.finished}
+                done |= finished
+                bar.update(len(finished))
+                if finished and on_finished is not None:
+                    on_finished(finished)
         result = _join([done[row] for row in range(len(self.rows))])
         if failures := int(result.pc_failures.sum()):
             warnings.warn(
@@ -95,11 +107,35 @@ class Job:
             )
         return result
 
+    def boundaries(self, rows: int, refill: bool = True) -> Iterator[Boundary]:
+        """The boundaries of `decoding.refill.decode_requests` over all rows, on a canvas of at least `rows`."""
+        model = self.model
+        strategy, numbers = model.split(self.config)
+        requests = Requests(
+            self.rows,
+            [self.gen_length] * len(self.rows),
+            [len(row) for row in self.rows] if self.prompt_lengths is None else self.prompt_lengths,
+            self.keys,
+        )
+        return decode_requests(
+            model.denoiser,
+            model.params,
+            requests,
+            strategy,
+            numbers,
+            rows=self._shared(rows),
+            pad_id=model.config.pad_id,
+            bucket=LENGTH_BUCKET,
+            hmm=model.hmm,
+            mesh=model.mesh,
+            heard=self._heard if self.stop_strings else None,
+            refill=refill,
+        )
+
     def stream(self) -> Iterator[Generation]:
         """Decodes all rows as one batch; yields what there is after every block, without what is still masked."""
-        batch = list(range(len(self.rows)))
-        for canvas in self._blocks(self._canvas(batch, len(batch))):
-            yield self._collect(canvas, len(batch))
+        for canvas in self._blocks(self._canvas()):
+            yield self._collect(canvas)
 
     def _blocks(self, canvas: Canvas) -> Iterator[Canvas]:
         model = self.model
@@ -115,21 +151,22 @@ class Job:
             finished=self._finished if self.stop_strings else None,
         )
 
-    def _canvas(self, batch: list[int], rows: int) -> Canvas:
-        """One batch, filled up with empty rows to a shape that all batches of the run share."""
-        if self.model.mesh is not None:
-            share = self.model.mesh.shape["data"]
-            rows = -(-rows // share) * share
-        begins = self.prompt_lengths
+    def _shared(self, rows: int) -> int:
+        """Rows that the mesh's data axis divides; those too many stay empty."""
+        share = 1 if self.model.mesh is None else self.model.mesh.shape["data"]
+        return -(-rows // share) * share
+
+    def _canvas(self) -> Canvas:
+        """All rows as one batch."""
         return make_canvas(
-            [self.rows[row] for row in batch],
+            self.rows,
             self.gen_length,
             self.model.config.mask_id,
             self.model.config.pad_id,
             bucket=LENGTH_BUCKET,
-            rows=rows,
-            keys=self.keys[np.asarray(batch)],
-            prompt_lengths=None if begins is None else [begins[row] for row in batch],
+            rows=self._shared(len(self.rows)),
+            keys=self.keys,
+            prompt_lengths=self.prompt_lengths,
         )
 
     def _stops(self) -> tuple[int, ...]:
@@ -139,19 +176,32 @@ class Job:
 
     def _finished(self, canvas: Canvas) -> np.ndarray:
         """[B] bool: rows in which a stop string has appeared before the first mask."""
-        sofar = generations(canvas, (*self._stops(), self.model.config.mask_id))
-        return np.array([self._cut(self._text(ids)) is not None for ids in sofar])
+        return np.array([self._heard(ids) for ids in generations(canvas, (self.model.config.mask_id,))])
 
-    def _collect(self, canvas: Canvas, count: int) -> Generation:
-        tokens = generations(canvas, self._stops(), count)
-        if self.prompt_lengths is None:  # what is still masked was not generated; a text with holes keeps its places
-            tokens = [ids[ids != self.model.config.mask_id] for ids in tokens]
+    def _heard(self, ids: np.ndarray) -> bool:
+        """Whether a stop string has appeared in what was generated up to the first mask."""
+        return self._cut(self._text(cut_before(ids, self._stops()))) is not None
+
+    def _collect(self, canvas: Canvas) -> Generation:
+        """What stands in the rows of a canvas."""
+        steps, failures = fetch((canvas.steps_used, canvas.pc_failures))
+        ids = generations(canvas, (), len(self.rows))
+        return _join([self._generation(*row) for row in zip(ids, steps, failures, strict=False)])
+
+    def _result(self, row: Finished) -> Generation:
+        return self._generation(row.tokens[row.begin :], row.steps_used, row.pc_failures)
+
+    def _generation(self, ids: np.ndarray, steps: int, failures: int) -> Generation:
+        """One row's answer from what was decoded of it."""
+        ids = cut_before(ids, self._stops())
+        unmasked = ids[ids != self.model.config.mask_id]
         text = None
         if self.model.tokenizer is not None:
-            whole = [self._text(ids[ids != self.model.config.mask_id]) for ids in tokens]
-            text = [part if (cut := self._cut(part)) is None else cut for part in whole]
-        steps, failures = (np.asarray(x)[:count] for x in (canvas.steps_used, canvas.pc_failures))
-        return Generation(tokens, text, steps, failures)
+            whole = self._text(unmasked)
+            text = [whole if (cut := self._cut(whole)) is None else cut]
+        # What is still masked was not generated; a text with holes keeps its places.
+        tokens = unmasked if self.prompt_lengths is None else ids
+        return Generation([tokens], text, np.array([steps], np.int32), np.array([failures], np.int32))
 
     def _text(self, ids: np.ndarray) -> str:
         return self.model.tokenizer.decode(ids.tolist(), skip_special_tokens=True)
@@ -160,12 +210,6 @@ class Job:
         """The text before the first stop string, None if there is none."""
         ends = [text.find(stop) for stop in self.stop_strings if stop and stop in text]
         return text[: min(ends)] if ends else None
-
-
-def _row(generation: Generation, row: int) -> Generation:
-    keep = slice(row, row + 1)
-    text = None if generation.text is None else generation.text[keep]
-    return Generation(generation.tokens[keep], text, generation.steps_used[keep], generation.pc_failures[keep])
 
 
 def _join(rows: Sequence[Generation]) -> Generation:

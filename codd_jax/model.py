@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import jax
@@ -18,11 +18,12 @@ from codd_jax.decoding.config import DecodeConfig
 from codd_jax.decoding.denoiser import BackboneDenoiser
 from codd_jax.decoding.loop import decode
 from codd_jax.decoding.strategy import Numbers, Strategy
+from codd_jax.distributed import place
 from codd_jax.generation import Generation, Job
 from codd_jax.io import checkpoint, hub
 from codd_jax.io import circuit as circuit_io
 from codd_jax.likelihood import LogLikelihood, log_likelihood
-from codd_jax.prompts import Prompt, check_seed, encode_holes, encode_prompts, require_tokenizer
+from codd_jax.prompts import Prompt, check_seed, check_seeds, encode_holes, encode_prompts, require_tokenizer
 from codd_jax.sharding import circuit_sharding, make_mesh
 from codd_jax.sources import cited, trace
 from codd_jax.tokenizer import encode_text, stop_ids
@@ -126,7 +127,7 @@ class CoDD:
         hmm = None
         if circuit_at is not None:
             hmm = circuit_io.load_circuit(circuit_at, dtype=circuit_dtype, **access)
-            hmm = hmm if mesh is None else jax.device_put(hmm, circuit_sharding(hmm, mesh))
+            hmm = hmm if mesh is None else place(hmm, circuit_sharding(hmm, mesh))
         return cls(backbone, hmm, tokenizer, mesh=mesh, defaults=defaults or stored, sources=origins)
 
     def generate(
@@ -134,12 +135,14 @@ class CoDD:
         prompts: Prompt | Sequence[Prompt],
         config: DecodeConfig | None = None,
         *,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         batch_size: int = 8,
         system: str | None = None,
         stop_strings: Sequence[str] = (),
         progress: bool = False,
         pad_batch: bool = False,
+        refill: bool = True,
+        on_finished: Callable[[Mapping[int, Generation]], None] | None = None,
     ) -> Generation:
         """Answers prompts.
 
@@ -147,12 +150,15 @@ class CoDD:
           prompts: one or many; a string is a user's message in the model's chat template, a list of
             `{"role", "content"}` a conversation, a list of integers token ids.
           config: how to decode; None: `defaults`. With `num_samples` n, every prompt gets n answers, side by side.
-          seed: equal seeds give equal answers, whatever the batch size and the order of the prompts.
+          seed: equal seeds give equal answers, whatever the batch size and the order of the prompts; one, or one for
+            each prompt.
           batch_size: rows decoded together.
           system: a system message before strings and conversations.
           stop_strings: text ends before the first of these.
           progress: show a bar.
           pad_batch: fill fewer prompts up to `batch_size` rows, so that calls of any number of prompts share programs.
+          refill: an answer that is finished gives its row to the next prompt; False lets it wait for its whole batch.
+          on_finished: called with answers as they finish, {index of prompt and sample: its `Generation`}.
 
         Returns:
           A `Generation` with one entry per prompt and sample.
@@ -161,7 +167,8 @@ class CoDD:
           ValueError: bad prompts, or a configuration that does not fit backbone or circuit.
           FloatingPointError: NaN or infinite logits.
         """
-        return self._job(prompts, config, seed, system, stop_strings).run(batch_size, progress, pad_batch)
+        job = self._job(prompts, config, seed, system, stop_strings)
+        return job.run(batch_size, progress, pad_batch, refill, on_finished)
 
     def stream(
         self,
@@ -175,7 +182,7 @@ class CoDD:
         """As `generate`, all prompts in one batch, but yields what there is after every block."""
         return self._job(prompts, config, seed, system, stop_strings).stream()
 
-    def _job(self, prompts, config, seed: int, system, stop_strings) -> Job:
+    def _job(self, prompts, config, seed: int | Sequence[int], system, stop_strings) -> Job:
         config = config or self.defaults
         rows = encode_prompts(prompts, self.tokenizer, vocab_size=self.config.vocab_size, system=system)
         rows = [row for row in rows for _ in range(config.num_samples)]
@@ -183,7 +190,8 @@ class CoDD:
         stops = (stop_strings,) if isinstance(stop_strings, str) else tuple(stop_strings)
         if stops:
             require_tokenizer(self.tokenizer, "stop_strings")
-        return Job(self, config, rows, row_keys(rows, check_seed(seed)), config.gen_length, stop_strings=stops)
+        keys = row_keys(rows, check_seeds(seed, config.num_samples))
+        return Job(self, config, rows, keys, config.gen_length, stop_strings=stops)
 
     def infill(
         self,

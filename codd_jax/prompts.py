@@ -104,6 +104,13 @@ def check_seed(seed: int) -> int:
     return int(seed)
 
 
+def check_seeds(seed: int | Sequence[int], num_samples: int) -> int | list[int]:
+    """`check_seed` of one seed, or of one for each prompt, which all samples of that prompt share."""
+    if isinstance(seed, Sequence | np.ndarray):
+        return [check_seed(each) for each in seed for _ in range(num_samples)]
+    return check_seed(seed)
+
+
 def _listed(prompts) -> list:
     """One prompt or many as a list of prompts."""
     if isinstance(prompts, str | dict):

@@ -44,7 +44,7 @@ class Memory(NamedTuple):
     Attributes:
       features: [B, L, ...] of the whole canvas as it was (2B rows with guidance). kept: the denoiser's own.
       positions: [B, P] int32, what is computed again in every step; outside 0..L-1 where there is nothing.
-      step: [] int32, the block's step that the refresh belongs to.
+      step: [B] int32, the blocks' steps that the refresh belongs to; rows step together.
     """
 
     features: Any
@@ -75,7 +75,7 @@ def read_memory(
         where = jnp.where(positions < 0, width, positions)
         return memory.features.at[jnp.arange(tokens.shape[0])[:, None], where].set(new, mode="drop")
 
-    features = jax.lax.cond(canvas.block.step == memory.step, lambda: memory.features, again)
+    features = jax.lax.cond(jnp.all(canvas.block.step == memory.step), lambda: memory.features, again)
     return read_features(denoiser, params, features, canvas.call, strategy, numbers)
 
 

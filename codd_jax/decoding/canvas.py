@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from codd_jax.distributed import fetch
+
 
 @flax.struct.dataclass
 class Block:
@@ -20,7 +22,7 @@ class Block:
       start, end: [B] int32, absolute positions; end is cut at the row's length.
       masks: [B] int32, masks in the block when it was begun: what an even schedule shares out.
       steps: [B] int32, steps this block may take. first_step: [B] int32, planned steps of the blocks before it.
-      step: [] int32, steps taken so far in this block.
+      index: [B] int32, the block's place in its row, -1 before the first; step: [B] int32, steps since it was begun.
     """
 
     start: jax.Array
@@ -28,6 +30,7 @@ class Block:
     masks: jax.Array
     steps: jax.Array
     first_step: jax.Array
+    index: jax.Array
     step: jax.Array
 
 
@@ -44,7 +47,6 @@ class Canvas:
       steps_used: [B] int32, steps in which the row still had masks to fill.
       pc_failures: [B] int32, steps in which the circuit found the row's evidence impossible.
       bad_step: [B] int32, the first step whose logits were NaN or infinite, -1 if none.
-      call: [] int32, index of the next backbone call in the plan (steps skipped by an early stop count).
       block: the stretch being decoded.
     """
 
@@ -57,8 +59,12 @@ class Canvas:
     steps_used: jax.Array
     pc_failures: jax.Array
     bad_step: jax.Array
-    call: jax.Array
     block: Block
+
+    @property
+    def call(self) -> jax.Array:
+        """[B] int32, the next backbone call in each row's own plan (steps skipped by an early stop count)."""
+        return self.block.first_step + self.block.step
 
 
 def make_canvas(
@@ -108,18 +114,14 @@ def make_canvas(
         if not 0 <= begins[row] <= lengths[row]:
             raise ValueError(f"row {row} begins at {begins[row]} but has {lengths[row]} tokens")
     width = -(-int(lengths.max()) // bucket) * bucket
-    tokens = np.full((batch, width), pad_id, np.int32)
-    for row, prompt in enumerate(prompts):
-        tokens[row, : lengths[row]] = mask_id
-        tokens[row, : len(prompt)] = prompt
-    real = np.arange(width) < lengths[:, None]
+    tokens, given = lay_out([*prompts, *[()] * (batch - count)], lengths, width, mask_id, pad_id)
     if keys is None:
         keys = row_keys(prompts, seed)
     keys = jnp.concatenate([keys, jnp.repeat(keys[:1], batch - count, axis=0)]) if batch > count else keys
     zeros = jnp.zeros(batch, jnp.int32)
     return Canvas(
         tokens=jnp.asarray(tokens),
-        given=jnp.asarray(real & (tokens != mask_id)),
+        given=jnp.asarray(given),
         prompt_lengths=jnp.asarray(begins),
         lengths=jnp.asarray(lengths),
         keys=keys,
@@ -127,44 +129,70 @@ def make_canvas(
         steps_used=zeros,
         pc_failures=zeros,
         bad_step=zeros - 1,
-        call=jnp.int32(0),
-        block=Block(start=zeros, end=zeros, masks=zeros, steps=zeros, first_step=zeros, step=jnp.int32(0)),
+        block=unbegun(batch),
     )
 
 
-def row_keys(prompts: Sequence[Sequence[int]], seed: int) -> jax.Array:
+def lay_out(
+    prompts: Sequence[Sequence[int]], lengths: np.ndarray, width: int, mask_id: int, pad_id: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows `[prompt | masks | padding]` [B, width] int32, and what of them is given [B, width] bool.
+
+    A row whose prompt is empty holds padding alone.
+    """
+    tokens = np.full((len(prompts), width), pad_id, np.int32)
+    for row, prompt in enumerate(prompts):
+        if len(prompt):
+            tokens[row, : lengths[row]] = mask_id
+            tokens[row, : len(prompt)] = prompt
+    return tokens, (np.arange(width) < lengths[:, None]) & (tokens != mask_id)
+
+
+def unbegun(batch: int) -> Block:
+    """The block of rows that have begun none; shared buffers, so nothing may donate them."""
+    zeros = jnp.zeros(batch, jnp.int32)
+    return Block(start=zeros, end=zeros, masks=zeros, steps=zeros, first_step=zeros, index=zeros - 1, step=zeros)
+
+
+def row_keys(prompts: Sequence[Sequence[int]], seed: int | Sequence[int]) -> jax.Array:
     """[len(prompts)] PRNG keys: fold_in(seed, hash of the prompt's ids, how often it came before in this list).
 
     Draws then depend neither on the order of the prompts nor on how they are cut into batches, and equal prompts get
-    different answers.
+    different answers. With a seed for each prompt, only equal prompts of equal seed count as coming before.
     """
-    seen: Counter[bytes] = Counter()
+    seeds = [seed] * len(prompts) if isinstance(seed, int | np.integer) else [int(each) for each in seed]
+    if len(seeds) != len(prompts):
+        raise ValueError(f"there are {len(seeds)} seeds for {len(prompts)} prompts; pass one seed, or one for each")
+    seen: Counter[tuple[int, bytes]] = Counter()
     words = np.zeros((len(prompts), 3), np.uint32)
     for row, prompt in enumerate(prompts):
         ids = np.asarray(prompt, np.int32).tobytes()
         words[row, :2] = np.frombuffer(hashlib.blake2b(ids, digest_size=8).digest(), "<u4")
-        words[row, 2] = seen[ids]
-        seen[ids] += 1
-    return _fold_words(jax.random.key(seed), words)
+        words[row, 2] = seen[seeds[row], ids]
+        seen[seeds[row], ids] += 1
+    distinct = sorted(set(seeds))
+    roots = jnp.stack([jax.random.key(each) for each in distinct])
+    return _fold_words(roots[np.array([distinct.index(each) for each in seeds])], words)
 
 
 @jax.jit
-def _fold_words(root: jax.Array, words: jax.Array) -> jax.Array:
-    def fold(row):
-        key = root
+def _fold_words(roots: jax.Array, words: jax.Array) -> jax.Array:
+    def fold(key, row):
         for i in range(words.shape[1]):
             key = jax.random.fold_in(key, row[i])
         return key
 
-    return jax.vmap(fold)(words)
+    return jax.vmap(fold)(roots, words)
 
 
 def generations(canvas: Canvas, stop_ids: Sequence[int] = (), rows: int | None = None) -> list[np.ndarray]:
     """The decoded part of the first `rows` rows as int32 arrays, each cut before its first stop id."""
-    tokens, begins, lengths = (np.asarray(x) for x in (canvas.tokens, canvas.prompt_lengths, canvas.lengths))
-    out = []
-    for row in range(len(tokens) if rows is None else rows):
-        ids = tokens[row, begins[row] : lengths[row]]
-        stops = np.flatnonzero(np.isin(ids, list(stop_ids)))
-        out.append(ids[: stops[0]] if stops.size else ids)
-    return out
+    tokens, begins, lengths = fetch((canvas.tokens, canvas.prompt_lengths, canvas.lengths))
+    count = len(tokens) if rows is None else rows
+    return [cut_before(tokens[row, begins[row] : lengths[row]], stop_ids) for row in range(count)]
+
+
+def cut_before(ids: np.ndarray, stop_ids: Sequence[int]) -> np.ndarray:
+    """The ids before the first that is a stop id."""
+    stops = np.flatnonzero(np.isin(ids, list(stop_ids)))
+    return ids[: stops[0]] if stops.size else ids

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +21,8 @@ from codd_jax.decoding.regions import competing, rows_at_work
 from codd_jax.decoding.schedule import block_steps
 from codd_jax.decoding.steps import commit_step, take_step
 from codd_jax.decoding.strategy import Numbers, Strategy
-from codd_jax.sharding import batch_sharding, replicated
+from codd_jax.distributed import fetch
+from codd_jax.sharding import batch_sharding
 
 # Rooms for masks left before a block, so that a few programs serve any number of them.
 _STRAY_ROOMS = (0, 8, 64, 512)
@@ -59,7 +60,7 @@ def decode(
         canvas = after
         if on_block is not None:
             on_block(canvas)
-    failures = int(np.asarray(canvas.pc_failures).sum())
+    failures = int(fetch(canvas.pc_failures).sum())
     if failures:
         warnings.warn(
             f"in {failures} steps the circuit found what was already known impossible; the backbone decoded them alone",
@@ -83,7 +84,7 @@ def decode_blocks(
 
     finished: asked after every block which rows [B] bool the caller has heard enough of; they are done.
     """
-    _check(denoiser, strategy, numbers, hmm, num_blocks(canvas, strategy))
+    check_fit(denoiser, strategy, numbers, hmm, num_blocks(canvas, strategy))
     if strategy.coupling == "none":
         hmm = None
     if mesh is not None:
@@ -91,14 +92,14 @@ def decode_blocks(
     longest = _longest(canvas)
     for index in range(num_blocks(canvas, strategy)):
         canvas, survey = begin_block(canvas, strategy, numbers, np.int32(index))
-        survey = jax.device_get(survey)
+        survey = fetch(survey)
         if survey.all_done:
             return
         if survey.working:
-            room = next((room for room in _STRAY_ROOMS if room >= survey.strays), canvas.tokens.shape[-1])
+            room = stray_room(int(survey.strays), canvas.tokens.shape[-1])
             span = cache_span(canvas, strategy, longest, int(survey.suffix)) if strategy.cache != "none" else 0
             canvas = run_block(denoiser, params, canvas, strategy, numbers, hmm, strays=room, span=span)
-            raise_if_bad(canvas)
+            raise_if_bad(fetch(canvas.bad_step))
             if finished is not None:
                 canvas = canvas.replace(done=canvas.done | finished(canvas))
         yield canvas
@@ -125,13 +126,19 @@ def num_blocks(canvas: Canvas, strategy: Strategy) -> int:
 
 
 def _longest(canvas: Canvas) -> int:
-    return int((np.asarray(canvas.lengths) - np.asarray(canvas.prompt_lengths)).max())
+    return int((fetch(canvas.lengths) - fetch(canvas.prompt_lengths)).max())
+
+
+def stray_room(strays: int, width: int) -> int:
+    """The static room in which so many masks before a block are looked at, on rows of `width`."""
+    return next((room for room in _STRAY_ROOMS if room >= strays), width)
 
 
 @functools.partial(jax.jit, static_argnames="strategy")
 def begin_block(canvas: Canvas, strategy: Strategy, numbers: Numbers, index: jax.Array) -> tuple[Canvas, BlockSurvey]:
-    """The canvas with block `index` begun in every row, and what to run it with.
+    """The canvas with block `index`, [] or [B] int32, begun in every row, and what to run it with.
 
+    A row that is in the midst of that very block goes on where it is.
     Steps are shared out by each row's own number of blocks, so that they do not depend on batch mates, and a row whose
     blocks are over rests. With a threshold a block may take as many steps as it has masks to fill.
     """
@@ -152,17 +159,19 @@ def begin_block(canvas: Canvas, strategy: Strategy, numbers: Numbers, index: jax
         # Filling in: never more steps than holes, whatever the other texts need.
         steps = jnp.where(canvas.prompt_lengths == 0, jnp.minimum(steps, jnp.maximum(masks, 1)), steps)
     steps = jnp.where(index < jnp.maximum(own_blocks, 1), steps, 0)
-    block = Block(start=start, end=end, masks=masks, steps=steps, first_step=first_step, step=jnp.int32(0))
-    canvas = canvas.replace(block=block, call=jnp.max(first_step))
-    window = start
+    index = jnp.broadcast_to(index, start.shape)
+    block = Block(start, end, masks, steps, first_step, index, jnp.zeros_like(index))
+    block = jax.tree.map(lambda new, old: jnp.where(index == canvas.block.index, old, new), block, canvas.block)
+    canvas = canvas.replace(block=block)
+    window = block.start
     if strategy.windows is None and strategy.cache == "none":
         window = block_window_start(canvas, strategy)
     strays = jnp.sum(competing(canvas, strategy) & (ids < window[:, None]), axis=-1, dtype=jnp.int32)
-    strays, suffix = (jnp.max(jnp.where(canvas.done, 0, count)) for count in (strays, lengths - start))
+    strays, suffix = (jnp.max(jnp.where(canvas.done, 0, count)) for count in (strays, lengths - block.start))
     return canvas, BlockSurvey(canvas.done.all(), rows_at_work(canvas, strategy).any(), strays, suffix)
 
 
-@functools.partial(jax.jit, static_argnames=("denoiser", "strategy", "strays", "span"))
+@functools.partial(jax.jit, static_argnames=("denoiser", "strategy", "strays", "span", "together"))
 def run_block(
     denoiser: Any,
     params: Any,
@@ -173,16 +182,21 @@ def run_block(
     *,
     strays: int = 0,
     span: int = 0,
+    together: bool = True,
 ) -> Canvas:
-    """All steps of the block that the canvas has begun, in one loop on the device; arguments as in `denoise_step`.
+    """The steps of the blocks that the canvas has begun, in one loop on the device; arguments as in `denoise_step`.
 
     span: static, from `cache.cache_span`; without effect where nothing is kept between steps.
+    together: static; the loop ends when no row has anything left to fill in its block, else as soon as one row has not,
+      so that another block or another row can take its place.
 
-    The loop ends when no row has anything left to fill, and rows whose block holds a stop id are done.
+    Rows whose block is over and holds a stop id are done.
     """
+    at_work = rows_at_work(canvas, strategy)
 
     def working(canvas: Canvas):
-        return rows_at_work(canvas, strategy).any()
+        now = rows_at_work(canvas, strategy)
+        return now.any() if together else now.any() & jnp.all(now == at_work)
 
     def step(canvas: Canvas):
         return take_step(denoiser, params, canvas, strategy, numbers, hmm, strays)
@@ -192,7 +206,7 @@ def run_block(
         memory = refresh(denoiser, params, canvas, strategy, strays, span)
 
         def lasting(canvas: Canvas):
-            return working(canvas) & (canvas.block.step - memory.step < numbers.cache_refresh)
+            return working(canvas) & jnp.all(canvas.block.step - memory.step < numbers.cache_refresh)
 
         def cached_step(canvas: Canvas):
             read = read_memory(denoiser, params, memory, canvas, strategy, numbers)
@@ -205,7 +219,10 @@ def run_block(
 
 
 def stop_rows(canvas: Canvas, strategy: Strategy) -> Canvas:
-    """The canvas with rows done whose generation so far holds a stop id that no mask precedes."""
+    """The canvas with rows done whose block is over and whose generation so far holds a stop id before any mask.
+
+    A row in the midst of its block is not looked at: when it ends must not depend on its batch mates.
+    """
     if not strategy.stop_ids:
         return canvas
     width = canvas.tokens.shape[-1]
@@ -214,21 +231,25 @@ def stop_rows(canvas: Canvas, strategy: Strategy) -> Canvas:
     stops = finished & jnp.isin(canvas.tokens, jnp.asarray(strategy.stop_ids, jnp.int32))
     first_stop = jnp.min(jnp.where(stops, ids, width), axis=-1)
     first_mask = jnp.min(jnp.where(finished & (canvas.tokens == strategy.mask_id), ids, width), axis=-1)
-    return canvas.replace(done=canvas.done | (first_stop < first_mask))
+    over = ~rows_at_work(canvas, strategy)
+    return canvas.replace(done=canvas.done | (over & (first_stop < first_mask)))
 
 
-def raise_if_bad(canvas: Canvas) -> None:
-    """Raises a FloatingPointError naming the rows and steps whose logits were not finite."""
-    bad = np.asarray(canvas.bad_step)
+def raise_if_bad(bad: np.ndarray, names: Sequence[int] | None = None) -> None:
+    """Raises a FloatingPointError naming rows whose logits were not finite, and `bad` [B] int32, the steps (-1: none).
+
+    names: the rows' numbers, where they are not their places in the canvas.
+    """
     if (bad >= 0).any():
-        where = ", ".join(f"row {row} at step {bad[row]}" for row in np.flatnonzero(bad >= 0)[:8])
+        names = range(len(bad)) if names is None else names
+        where = ", ".join(f"row {names[row]} at step {bad[row]}" for row in np.flatnonzero(bad >= 0)[:8])
         raise FloatingPointError(
             f"the backbone's logits were NaN or infinite in {where}; check the weights (a truncated or corrupt "
             "checkpoint?) and try dtype='float32'"
         )
 
 
-def _check(denoiser: Any, strategy: Strategy, numbers: Numbers, hmm: HMM | None, blocks: int) -> None:
+def check_fit(denoiser: Any, strategy: Strategy, numbers: Numbers, hmm: HMM | None, blocks: int) -> None:
     """Raises a ValueError where denoiser, strategy, circuit and canvas do not fit each other."""
     if strategy.cache != "none" and not isinstance(denoiser, CachedDenoiser):
         raise ValueError(
@@ -253,6 +274,5 @@ def _check(denoiser: Any, strategy: Strategy, numbers: Numbers, hmm: HMM | None,
 
 
 def _shard_rows(canvas: Canvas, mesh: jax.sharding.Mesh) -> Canvas:
-    """The canvas with its rows laid out over the mesh's data axis; scalars on every device."""
-    rows, everywhere = batch_sharding(mesh), replicated(mesh)
-    return jax.tree.map(lambda x: jax.device_put(x, rows if x.ndim else everywhere), canvas)
+    """The canvas with its rows laid out over the mesh's data axis."""
+    return jax.device_put(canvas, batch_sharding(mesh))

@@ -54,7 +54,7 @@ def commit_step(read: Reader, canvas: Canvas, strategy: Strategy, numbers: Numbe
     if hmm is not None and strategy.normalization is not None:
         hmm = hmm.replace(normalization=strategy.normalization)
     active = rows_at_work(canvas, strategy)
-    keys = randomness.step_keys(canvas.keys, canvas.block.first_step + canvas.block.step)
+    keys = randomness.step_keys(canvas.keys, canvas.call)
     decide = block_outcome if strategy.windows is None else windowed_outcome
     outcome = decide(read, canvas, keys, active, strategy, numbers, hmm, strays)
 
@@ -66,6 +66,5 @@ def commit_step(read: Reader, canvas: Canvas, strategy: Strategy, numbers: Numbe
         pc_failures=canvas.pc_failures + (active & outcome.failed),
         bad_step=jnp.where(bad & (canvas.bad_step < 0), canvas.call, canvas.bad_step),
         done=canvas.done | bad,
-        call=canvas.call + 1,
         block=canvas.block.replace(step=canvas.block.step + 1),
     )

@@ -13,14 +13,12 @@ from codd_jax import decoding
 
 @dataclasses.dataclass(frozen=True)
 class TableDenoiser:
-    """Call i reads `logits[i]` [L, V], the same for every row; the unconditional half of guided batches `uncond[i]`."""
+    """A row's call i reads `logits[i]` [L, V]; the unconditional half of guided batches reads `uncond[i]`."""
 
     guided: bool = False
 
     def encode(self, params, tokens, lengths, call):
-        batch = tokens.shape[0] // 2 if self.guided else tokens.shape[0]
-        rows = [jnp.broadcast_to(params[name][call], (batch, *params[name].shape[1:])) for name in self._names()]
-        return jnp.concatenate(rows)
+        return jnp.concatenate([params[name][call] for name in self._names()])
 
     def head(self, params, features, positions):
         return jnp.take_along_axis(features, positions[..., None], axis=1)
