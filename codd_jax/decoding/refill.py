@@ -20,7 +20,7 @@ from codd_jax.decoding.loop import begin_block, check_fit, raise_if_bad, run_blo
 from codd_jax.decoding.regions import rows_at_work
 from codd_jax.decoding.strategy import Numbers, Strategy
 from codd_jax.distributed import fetch
-from codd_jax.sharding import batch_sharding, constrain_rows
+from codd_jax.sharding import constrain_rows
 
 
 class Requests(NamedTuple):
@@ -145,7 +145,8 @@ class _Table:
         longest = max(self._requests.length(n) for n in sitting)
         width = -(-longest // self._bucket) * self._bucket
         if self.canvas is None:
-            self.canvas = _empty(len(self._sitting), width, self._pad_id, self._key_impl, self._mesh)
+            shape = {"rows": len(self._sitting), "width": width}
+            self.canvas = _empty(**shape, pad_id=self._pad_id, key_impl=self._key_impl, mesh=self._mesh)
         elif width < self.canvas.tokens.shape[-1]:
             self.canvas = _narrow(self.canvas, width, self._mesh)
         if taken.any() or self._ended.any():
@@ -218,25 +219,23 @@ def _state(canvas: Canvas, strategy: Strategy) -> _State:
     return _State(at_work, canvas.done, canvas.bad_step, canvas.block.step, canvas.steps_used, canvas.pc_failures)
 
 
-def _empty(rows: int, width: int, pad_id: int, key_impl: Any, mesh: jax.sharding.Mesh | None) -> Canvas:
+@functools.partial(jax.jit, static_argnames=("rows", "width", "pad_id", "key_impl", "mesh"))
+def _empty(*, rows: int, width: int, pad_id: int, key_impl: Any, mesh: jax.sharding.Mesh | None) -> Canvas:
     """A canvas of rows that are done."""
-
-    def build() -> Canvas:
-        zeros, ones = jnp.zeros(rows, jnp.int32), jnp.ones(rows, jnp.int32)
-        return Canvas(
-            tokens=jnp.full((rows, width), pad_id, jnp.int32),
-            given=jnp.zeros((rows, width), bool),
-            prompt_lengths=ones,
-            lengths=ones,
-            keys=jax.random.split(jax.random.key(0, impl=key_impl), rows),
-            done=jnp.ones(rows, bool),
-            steps_used=zeros,
-            pc_failures=zeros,
-            bad_step=zeros - 1,
-            block=unbegun(rows),
-        )
-
-    return jax.jit(build, out_shardings=batch_sharding(mesh))()
+    zeros, ones = jnp.zeros(rows, jnp.int32), jnp.ones(rows, jnp.int32)
+    canvas = Canvas(
+        tokens=jnp.full((rows, width), pad_id, jnp.int32),
+        given=jnp.zeros((rows, width), bool),
+        prompt_lengths=ones,
+        lengths=ones,
+        keys=jax.random.split(jax.random.key(0, impl=key_impl), rows),
+        done=jnp.ones(rows, bool),
+        steps_used=zeros,
+        pc_failures=zeros,
+        bad_step=zeros - 1,
+        block=unbegun(rows),
+    )
+    return constrain_rows(canvas, mesh)
 
 
 @functools.partial(jax.jit, static_argnames=("width", "mesh"))
