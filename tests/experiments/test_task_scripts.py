@@ -1,4 +1,4 @@
-"""The four benchmark scripts on the demo's bundle, offline from local JSONL; what is refused before weights are read."""
+"""The four benchmark scripts on the demo bundle, offline from local JSONL; what is refused before weights are read."""
 
 import importlib
 import json
