@@ -10,8 +10,11 @@ import jax
 
 from codd_jax import sharding
 from codd_jax.backbones.config import BackboneConfig, check_length, config_from_huggingface
+from codd_jax.costs import CircuitShape
 from codd_jax.decoding.config import DecodeConfig
 from codd_jax.evaluation.harness import Evaluation, evaluate
+from codd_jax.evaluation.memory import explain
+from codd_jax.evaluation.models import Models, dtype_of
 from codd_jax.evaluation.options import Options, check_permission, flags_named
 from codd_jax.evaluation.presets import TaskPreset
 from codd_jax.evaluation.problems import find_problems, load_task
@@ -33,7 +36,7 @@ class Checked:
 
     config: BackboneConfig
     tokenizer: Any
-    circuit_length: int | None
+    circuit: CircuitShape | None
     decode: Any
 
 
@@ -75,37 +78,78 @@ def inspect(options: Options, **preset_changes: Any) -> Checked:
             circuit_vocab_size=about.vocab_size if about else None,
             circuit_mask_id=about.mask_id if about else None,
         )
-    return Checked(config, tokenizer, about.length if about else None, decode)
+    coupled = about is not None and decode.coupling != "none"
+    shape = CircuitShape(about.num_states, about.vocab_size, about.length) if coupled else None
+    return Checked(config, tokenizer, shape, decode)
 
 
 def load_model(options: Options, decode: DecodeConfig | None = None) -> CoDD:
     """The model with its weights on the devices; `decode` takes the place of decoding defaults stored with it."""
-    return CoDD.from_pretrained(
-        options.checkpoint,
-        circuit=options.circuit,
-        adapter=options.adapter,
-        defaults=decode,
-        dtype=options.dtype or default_dtype(),
-        mesh=sharding.make_mesh(options.mesh),
-    )
+    return Models().get(options, decode)
 
 
-def default_dtype() -> str:
-    """bfloat16 as the paper; float32 on CPUs, which emulate bfloat16 slowly."""
-    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+@dataclasses.dataclass(frozen=True)
+class Benchmark:
+    """A run that nothing known before its weights are read speaks against.
+
+    Attributes:
+      options: its command line. checked: what its checkpoint says.
+      task: lm-eval's. evaluation: what is asked. folder: for its results.
+    """
+
+    options: Options
+    checked: Checked
+    task: Any
+    evaluation: Evaluation
+    folder: pathlib.Path
+
+    def run(self, models: Models, *, progress: bool = True) -> dict[str, Any]:
+        """Runs it, or what is left of it, and returns the summary.
+
+        Raises:
+          ValueError and OSError with the reason; MemoryError saying which batch size or mesh would fit.
+        """
+        config, decode = self.checked.config, self.checked.decode
+        longest = [0]
+
+        def load(prompt_lengths: Sequence[int]) -> CoDD:
+            longest[0] = max(prompt_lengths) + decode.gen_length
+            check_length(config, longest[0])
+            # The longest prompt has just been warned of; the batches would each say it again.
+            warnings.filterwarnings("ignore", message=".*exceeds the checkpoint's context")
+            return models.get(self.options, decode)
+
+        model = DeferredModel(self.checked.tokenizer, load)
+        try:
+            with warnings.catch_warnings():
+                return evaluate(model, self.evaluation, self.task, self.folder, progress=progress)
+        except (jax.errors.JaxRuntimeError, MemoryError) as error:
+            size = 4 if dtype_of(self.options) == "float32" else 2
+            circuit, options = self.checked.circuit, self.options
+            told = explain(error, config, circuit, options.batch_size, longest[0], options.mesh, size)
+            if told is error:
+                raise
+            raise told from error
 
 
-def run_benchmark(options: Options, preset: TaskPreset, *, progress: bool = True) -> pathlib.Path:
-    """Runs a benchmark, or continues it, and returns the results' folder.
+def prepare(options: Options, preset: TaskPreset, tasks: dict[Any, Any] | None = None) -> Benchmark:
+    """Checks a run as far as possible without its weights.
+
+    Args:
+      options: the command line. preset: the benchmark.
+      tasks: tasks that were built before, and takes new ones: runs over the same problems share them.
 
     Raises:
-      ValueError and OSError with the reason, before weights are loaded wherever it can be known by then.
+      ValueError and OSError with the reason.
     """
     check_permission(preset, options.run_generated_code)
+    tasks = {} if tasks is None else tasks
     problems = find_problems(preset, options.data, options.num_shot) if options.data else None
     sharding.make_mesh(options.mesh)
     checked = inspect(options)
-    task = load_task(preset, problems, options.num_shot)
+    asked = (preset.name, options.data, options.num_shot)
+    if asked not in tasks:
+        tasks[asked] = load_task(preset, problems, options.num_shot)
     evaluation = Evaluation(
         preset=preset,
         decode=checked.decode,
@@ -119,19 +163,21 @@ def run_benchmark(options: Options, preset: TaskPreset, *, progress: bool = True
             "backbone": identify(options.checkpoint),
             "adapter": identify(options.adapter),
             "circuit": identify(options.circuit),
-            "dtype": options.dtype or default_dtype(),
+            "dtype": dtype_of(options),
             "problems": identify(problems.test) if problems else {"source": preset.hub_dataset},
             "worked_examples": identify(problems.train) if problems else None,
         },
     )
     folder = pathlib.Path(options.output_dir).expanduser() / options.run_name(preset.name)
+    return Benchmark(options, checked, tasks[asked], evaluation, folder)
 
-    def load(prompt_lengths: Sequence[int]) -> CoDD:
-        check_length(checked.config, max(prompt_lengths) + checked.decode.gen_length)
-        # The longest prompt has just been warned of; the batches would each say it again.
-        warnings.filterwarnings("ignore", message=".*exceeds the checkpoint's context")
-        return load_model(options, checked.decode)
 
-    with warnings.catch_warnings():
-        evaluate(DeferredModel(checked.tokenizer, load), evaluation, task, folder, progress=progress)
-    return folder
+def run_benchmark(options: Options, preset: TaskPreset, *, progress: bool = True) -> pathlib.Path:
+    """Runs a benchmark, or continues it, and returns the results' folder.
+
+    Raises:
+      ValueError and OSError with the reason, before weights are loaded wherever it can be known by then.
+    """
+    benchmark = prepare(options, preset)
+    benchmark.run(Models(), progress=progress)
+    return benchmark.folder

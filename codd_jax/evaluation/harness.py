@@ -9,10 +9,11 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from codd_jax.distributed import from_first, is_first
 from codd_jax.evaluation.options import check_permission
 from codd_jax.evaluation.presets import TaskPreset
 from codd_jax.evaluation.provenance import environment
-from codd_jax.evaluation.results import ResultsFolder, wilson_interval
+from codd_jax.evaluation.results import Mirror, ResultsFolder, open_results, wilson_interval
 from codd_jax.evaluation.sampling import DeferredModel, Request, Sampler, TextModel
 
 
@@ -75,7 +76,7 @@ def evaluate(
       model: generates text; its tokenizer has a chat template. A `DeferredModel` is loaded when it is needed.
       evaluation: what to run.
       task: from `problems.load_task`.
-      output_dir: a folder for `settings.json`, `samples.jsonl` (a line a sample, appended as batches finish) and
+      output_dir: a folder for `settings.json`, `samples.jsonl` (a line a sample, appended as each finishes) and
         `summary.json`. If it holds a run with the same settings, that run is continued.
       progress: show a bar with running accuracy and tokens/s.
 
@@ -86,25 +87,61 @@ def evaluate(
       ValueError: `output_dir` was made with other settings, a prompt does not fit the model, or a task would run
         programs without permission.
     """
-    from lm_eval.evaluator import evaluate as harness_evaluate
-
-    from codd_jax.evaluation.adapter import HarnessModel, score
-
     check_permission(evaluation.preset, evaluation.run_generated_code)
-    folder = ResultsFolder(output_dir, evaluation.settings(task))
     started = datetime.datetime.now(datetime.UTC)
     clock = time.perf_counter()
+    settings = evaluation.settings(task)
+    with open_results(output_dir, settings) as folder:
+        requests, results = _ask(model, evaluation, task, folder, progress and is_first())
+        # Only the first process has scores; it knows the summary.
+        summary = from_first(
+            lambda: {
+                **summarise(
+                    [folder.samples[request.doc_id, request.repeat] for request in requests],
+                    results["results"][evaluation.preset.harness_task],
+                    evaluation.preset,
+                ),
+                "settings": settings,
+                "limit": evaluation.limit,
+                "batch_size": evaluation.batch_size,
+                "mesh": evaluation.mesh,
+                "started": started.isoformat(timespec="seconds"),
+                "seconds_this_run": round(time.perf_counter() - clock, 3),
+                "environment": environment(),
+            }
+        )
+        folder.write_summary(summary)
+    return summary
+
+
+def _ask(
+    model: TextModel | DeferredModel, evaluation: Evaluation, task: Any, folder: ResultsFolder | Mirror, progress: bool
+) -> tuple[list[Request], Mapping[str, Any]]:
+    """The requests, all of them answered in the folder, and what lm-eval makes of the answers.
+
+    Where a run is spread over several processes, all decode the same requests together, and the first one scores them.
+    """
+    from lm_eval.evaluator import evaluate as harness_evaluate
+
+    from codd_jax.evaluation.adapter import HarnessModel, build_requests, score
+
     requests: list[Request] = []
 
     def answer(instances: Sequence[Any]) -> list[str]:
         asked = as_requests(task, instances)
         requests.extend(asked)
         by_document = {instance.doc_id: instance for instance in instances}
+
+        def score_first(request: Request, text: str) -> Mapping[str, float]:
+            if not is_first():
+                return {evaluation.preset.headline: 0.0}
+            return score(task, by_document[request.doc_id], text)
+
         sampler = Sampler(
             model=model,
             decode=evaluation.decode,
             folder=folder,
-            score=lambda request, text: score(task, by_document[request.doc_id], text),
+            score=score_first,
             headline=evaluation.preset.headline,
             seed=evaluation.seed,
             batch_size=evaluation.batch_size,
@@ -112,6 +149,9 @@ def evaluate(
         )
         return sampler.answer(asked)
 
+    if not is_first():
+        answer(build_requests(task, model.tokenizer, evaluation.preset.system_prompt, evaluation.limit))
+        return requests, {}
     results = harness_evaluate(
         HarnessModel(model.tokenizer, answer),
         {evaluation.preset.harness_task: task},
@@ -122,19 +162,7 @@ def evaluate(
         apply_chat_template=True,
         fewshot_as_multiturn=True,
     )
-    samples = [folder.samples[request.doc_id, request.repeat] for request in requests]
-    summary = {
-        **summarise(samples, results["results"][evaluation.preset.harness_task], evaluation.preset),
-        "settings": evaluation.settings(task),
-        "limit": evaluation.limit,
-        "batch_size": evaluation.batch_size,
-        "mesh": evaluation.mesh,
-        "started": started.isoformat(timespec="seconds"),
-        "seconds_this_run": round(time.perf_counter() - clock, 3),
-        "environment": environment(),
-    }
-    folder.write_summary(summary)
-    return summary
+    return requests, results
 
 
 def as_requests(task: Any, instances: Sequence[Any]) -> list[Request]:

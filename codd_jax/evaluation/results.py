@@ -1,16 +1,26 @@
 """The folder that a run leaves behind: its settings, a line for each finished sample, and a summary.
 
-Samples are appended as they finish, so that a killed run loses at most the batch in flight and continues from there.
+Samples are appended as they finish, so that a killed run loses at most the answers in flight and continues from there.
 """
 
+import contextlib
 import json
 import math
 import os
 import pathlib
-from collections.abc import Iterable, Mapping
+import platform
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-SETTINGS, SAMPLES, SUMMARY = "settings.json", "samples.jsonl", "summary.json"
+from codd_jax.distributed import from_first
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+SETTINGS, SAMPLES, SUMMARY, LOCK = "settings.json", "samples.jsonl", "summary.json", ".lock"
 # The standard normal's 97.5 % quantile.
 _Z = 1.959963984540054
 
@@ -46,7 +56,8 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str =
 
 
 class ResultsFolder:
-    """One run's files. Opening it checks that what is there was made with the same settings.
+    """One run's files. Opening it checks that what is there was made with the same settings, and that nobody else is
+    writing there.
 
     Attributes:
       path: the folder.
@@ -62,13 +73,22 @@ class ResultsFolder:
 
         Raises:
           ValueError: the samples in it were made with other settings (the message lists them), or a file is damaged.
+          FileExistsError: another process is writing there.
         """
         self.path = pathlib.Path(path)
         self.samples: dict[Key, dict[str, Any]] = {}
         settings = json.loads(json.dumps(settings))
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = _lock(self.path / LOCK)
+        try:
+            self._open(settings)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, settings: dict[str, Any]) -> None:
         if not (self.path / SAMPLES).exists():
             # Nothing was finished here, so whatever was intended may change.
-            self.path.mkdir(parents=True, exist_ok=True)
             write_json(self.path / SETTINGS, settings)
         elif (self.path / SETTINGS).is_file():
             self._check_settings(settings)
@@ -117,6 +137,71 @@ class ResultsFolder:
     def write_summary(self, summary: Mapping[str, Any]) -> pathlib.Path:
         """Writes the summary in one piece and returns where it is."""
         return write_json(self.path / SUMMARY, summary)
+
+    def close(self) -> None:
+        """Lets other processes write here."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+class Mirror:
+    """What the other processes of a run hold in place of the folder, which the first one writes."""
+
+    def __init__(self, path: pathlib.Path, records: Iterable[dict[str, Any]]):
+        self.path = path
+        self.samples: dict[Key, dict[str, Any]] = {}
+        self.append(records)
+
+    def append(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Remembers finished samples."""
+        self.samples.update({(record["doc_id"], record["repeat"]): dict(record) for record in records})
+
+    def write_summary(self, summary: Mapping[str, Any]) -> pathlib.Path:
+        """Where the first process writes it."""
+        return self.path / SUMMARY
+
+
+@contextlib.contextmanager
+def open_results(path: str | os.PathLike, settings: Mapping[str, Any]) -> Iterator[ResultsFolder | Mirror]:
+    """The folder, in the process that writes it; a `Mirror` of it in the other processes of a distributed run."""
+    opened: list[ResultsFolder] = []
+
+    def read() -> list[dict[str, Any]]:
+        opened.append(ResultsFolder(path, settings))
+        return list(opened[0].samples.values())
+
+    try:
+        records = from_first(read)
+        yield opened[0] if opened else Mirror(pathlib.Path(path), records)
+    finally:
+        for folder in opened:
+            folder.close()
+
+
+def _lock(path: pathlib.Path) -> int | None:
+    """A file descriptor that keeps the lock until it is closed, or the process ends however it may.
+
+    POSIX record locks: children do not inherit them, and network file systems know them.
+    """
+    if fcntl is None:
+        return None
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        who = os.read(descriptor, 200).decode(errors="replace").strip() or "another process"
+        os.close(descriptor)
+        raise FileExistsError(
+            f"{path.parent} is being written by {who}; wait for it, or choose another --output_dir or --tag"
+        ) from None
+    except OSError as error:
+        os.close(descriptor)
+        warnings.warn(f"{path.parent} cannot be locked ({error}); let only one run write there", stacklevel=4)
+        return None
+    os.truncate(descriptor, 0)
+    os.write(descriptor, f"process {os.getpid()} on {platform.node()}\n".encode())
+    return descriptor
 
 
 def write_json(path: pathlib.Path, content: Any) -> pathlib.Path:

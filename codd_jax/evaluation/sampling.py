@@ -1,4 +1,4 @@
-"""From requests to recorded answers: batches through the model, each batch on disk as it finishes."""
+"""From requests to recorded answers: all through the model at once, each on disk as it finishes."""
 
 import dataclasses
 import hashlib
@@ -9,8 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 from tqdm import tqdm
 
-from codd_jax.evaluation.batching import occurrences, plan_batches
-from codd_jax.evaluation.results import ResultsFolder
+from codd_jax.evaluation.batching import group_by, occurrences
+from codd_jax.evaluation.results import Mirror, ResultsFolder
 from codd_jax.tokenizer import encode_text
 
 
@@ -20,7 +20,8 @@ class TextModel(Protocol):
     tokenizer: Any
 
     def generate(self, prompts: Sequence[Sequence[int]], config: Any, **options: Any) -> Any:
-        """Rows of ids → an object with `tokens`, `text`, `steps_used` and `pc_failures`, each a value a row."""
+        """Rows of ids, told to `on_finished` as they finish: {row: an object with `tokens`, `text`, `steps_used` and
+        `pc_failures`, each of one entry}."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +77,7 @@ def answer_seed(seed: int, occurrence: int) -> int:
 
 @dataclasses.dataclass
 class Sampler:
-    """Answers requests with a model, one batch after the other, and skips those that a results folder holds.
+    """Answers requests with a model, records each as it finishes, and skips those that a results folder holds.
 
     Attributes:
       model: generates; one that is deferred is loaded only if the folder does not hold every answer.
@@ -91,7 +92,7 @@ class Sampler:
 
     model: TextModel | DeferredModel
     decode: Any
-    folder: ResultsFolder
+    folder: ResultsFolder | Mirror
     score: Callable[[Request, str], Mapping[str, float]]
     headline: str
     seed: int = 0
@@ -107,21 +108,23 @@ class Sampler:
         prompts = [tuple(encode_text(self.model.tokenizer, request.prompt)) for request in requests]
         repeats = occurrences(prompts)
         open_requests = [index for index, request in enumerate(requests) if not self._is_done(request)]
-        batches = plan_batches(
-            [len(prompts[index]) for index in open_requests],
-            self.batch_size,
-            # One seed a call, and one set of stop strings.
-            _numbered([(repeats[index], requests[index].until) for index in open_requests]),
-        )
         model = self.model
         if open_requests and isinstance(model, DeferredModel):
             model = model.load([len(prompts[index]) for index in open_requests])
         with self._bar(requests, len(requests) - len(open_requests)) as bar:
-            for batch in batches:
-                rows = [open_requests[position] for position in batch]
-                self._run_batch(model, requests, prompts, rows, answer_seed(self.seed, repeats[rows[0]]))
-                bar.update(len(rows))
-                bar.set_postfix_str(self._state(requests))
+            # One set of stop strings a call.
+            for group in group_by([requests[index].until for index in open_requests]):
+                rows = [open_requests[place] for place in group]
+                recorder = _Recorder(self, requests, prompts, rows, bar)
+                model.generate(
+                    [list(prompts[row]) for row in rows],
+                    self.decode,
+                    seed=[answer_seed(self.seed, repeats[row]) for row in rows],
+                    batch_size=self.batch_size,
+                    stop_strings=requests[rows[0]].until,
+                    pad_batch=True,  # few rows are left when a run is continued, and would be compiled anew
+                    on_finished=recorder.record,
+                )
         return [self.folder.samples[request.doc_id, request.repeat]["text"] for request in requests]
 
     def _is_done(self, request: Request) -> bool:
@@ -135,61 +138,13 @@ class Sampler:
             )
         return True
 
-    def _run_batch(
-        self,
-        model: TextModel,
-        requests: Sequence[Request],
-        prompts: Sequence[Sequence[int]],
-        rows: Sequence[int],
-        seed: int,
-    ) -> None:
-        """Generates, scores and records the rows of one batch."""
-        until = requests[rows[0]].until
-        started = time.perf_counter()
-        out = model.generate(
-            [list(prompts[row]) for row in rows],
-            self.decode,
-            seed=seed,
-            batch_size=self.batch_size,
-            stop_strings=until,
-            pad_batch=True,  # the last batch is smaller, and would be compiled anew
-        )
-        seconds = time.perf_counter() - started
-        # A tokenizer may decode special tokens; none of them is part of an answer.
-        ends = (*until, getattr(self.model.tokenizer, "eos_token", None) or "")
-        records = []
-        for place, row in enumerate(rows):
-            text = clip(out.text[place], ends)
-            scores = dict(self.score(requests[row], text))
-            tokens = np.asarray(out.tokens[place]).tolist()
-            records.append(
-                {
-                    "doc_id": requests[row].doc_id,
-                    "repeat": requests[row].repeat,
-                    "correct": scores[self.headline] > 0,
-                    "scores": scores,
-                    "text": text,
-                    "target": requests[row].target,
-                    "doc": dict(requests[row].doc),
-                    "tokens": tokens,
-                    "num_tokens": len(tokens),
-                    "prompt_tokens": len(prompts[row]),
-                    "steps_used": int(np.asarray(out.steps_used)[place]),
-                    "pc_failures": int(np.asarray(out.pc_failures)[place]),
-                    "seconds": round(seconds / len(rows), 6),
-                    "batch_rows": len(rows),
-                    "prompt_digest": _digest(requests[row].prompt),
-                }
-            )
-        self.folder.append(records)
-
     def _bar(self, requests: Sequence[Request], done: int) -> tqdm:
         bar = tqdm(total=len(requests), initial=done, unit="problem", disable=not self.progress)
         if done:
-            bar.set_postfix_str(self._state(requests))
+            bar.set_postfix_str(self.state(requests))
         return bar
 
-    def _state(self, requests: Sequence[Request]) -> str:
+    def state(self, requests: Sequence[Request]) -> str:
         """Accuracy so far and tokens a second, over the finished samples of these requests."""
         keys = [(request.doc_id, request.repeat) for request in requests]
         records = [self.folder.samples[key] for key in keys if key in self.folder.samples]
@@ -199,10 +154,44 @@ class Sampler:
         return f"accuracy {accuracy:.1%}, {rate:.1f} tokens/s"
 
 
-def _numbered(kinds: Sequence[Any]) -> list[int]:
-    """A small number for each distinct kind; sorting the kinds makes the numbers independent of their order."""
-    numbers = {kind: number for number, kind in enumerate(sorted(set(kinds)))}
-    return [numbers[kind] for kind in kinds]
+class _Recorder:
+    """Scores and records the rows of one call as they finish."""
+
+    def __init__(self, sampler: Sampler, requests, prompts, rows: Sequence[int], bar: tqdm):
+        self._sampler, self._requests, self._prompts, self._rows, self._bar = sampler, requests, prompts, rows, bar
+        self._clock = time.perf_counter()
+
+    def record(self, finished: Mapping[int, Any]) -> None:
+        """Takes rows of the call with their generations; the time since the last ones is shared among them."""
+        seconds = (time.perf_counter() - self._clock) / len(finished)
+        records = [self._record(self._rows[place], out, seconds) for place, out in sorted(finished.items())]
+        self._sampler.folder.append(records)
+        self._bar.update(len(records))
+        self._bar.set_postfix_str(self._sampler.state(self._requests))
+        self._clock = time.perf_counter()
+
+    def _record(self, row: int, out: Any, seconds: float) -> dict[str, Any]:
+        request, sampler = self._requests[row], self._sampler
+        # A tokenizer may decode special tokens; none of them is part of an answer.
+        text = clip(out.text[0], (*request.until, getattr(sampler.model.tokenizer, "eos_token", None) or ""))
+        scores = dict(sampler.score(request, text))
+        tokens = np.asarray(out.tokens[0]).tolist()
+        return {
+            "doc_id": request.doc_id,
+            "repeat": request.repeat,
+            "correct": scores[sampler.headline] > 0,
+            "scores": scores,
+            "text": text,
+            "target": request.target,
+            "doc": dict(request.doc),
+            "tokens": tokens,
+            "num_tokens": len(tokens),
+            "prompt_tokens": len(self._prompts[row]),
+            "steps_used": int(np.asarray(out.steps_used)[0]),
+            "pc_failures": int(np.asarray(out.pc_failures)[0]),
+            "seconds": round(seconds, 6),
+            "prompt_digest": _digest(request.prompt),
+        }
 
 
 def _digest(text: str) -> str:

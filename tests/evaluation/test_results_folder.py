@@ -1,10 +1,14 @@
 """The results folder, batches and intervals, without lm-eval."""
 
 import json
+import os
+import pathlib
+import subprocess
+import sys
 
 import pytest
 
-from codd_jax.evaluation.batching import occurrences, plan_batches
+from codd_jax.evaluation.batching import group_by, occurrences
 from codd_jax.evaluation.presets import DECODING, FAMILIES, TASKS, decoding_preset
 from codd_jax.evaluation.problems import find_problems
 from codd_jax.evaluation.provenance import identify
@@ -28,15 +32,9 @@ def test_wilson_interval_holds_the_share_and_refuses_nonsense():
             wilson_interval(correct, total)
 
 
-def test_batches_hold_every_request_once_longest_first():
-    lengths = [5, 9, 9, 1, 7, 3, 8]
-    batches = plan_batches(lengths, 3)
-    assert batches == [[1, 2, 6], [4, 0, 5], [3]]
-    grouped = plan_batches(lengths, 3, [0, 1, 0, 0, 1, 0, 0])
-    assert grouped == [[2, 6, 0], [5, 3], [1, 4]]
-    assert plan_batches([], 3) == []
-    with pytest.raises(ValueError, match="batch_size is 0"):
-        plan_batches(lengths, 0)
+def test_requests_are_grouped_by_kind_in_their_order():
+    assert group_by(["a", "b", "a", "c", "b"]) == [[0, 2], [1, 4], [3]]
+    assert group_by([]) == []
 
 
 def test_occurrences_and_their_seeds():
@@ -68,6 +66,17 @@ def test_folder_keeps_samples_and_drops_a_torn_line(tmp_path):
     again = ResultsFolder(tmp_path / "run", {"seed": 0})
     assert again.samples == {(0, 0): record(0, text="ä\u2028"), (1, 0): record(1)}
     assert file.read_bytes() == whole
+
+
+def test_two_processes_cannot_write_one_folder(tmp_path):
+    folder = ResultsFolder(tmp_path / "run", {})
+    script = "import sys; from codd_jax.evaluation.results import ResultsFolder; ResultsFolder(sys.argv[1], {})"
+    command = [sys.executable, "-c", script, str(tmp_path / "run")]
+    options = {"capture_output": True, "text": True, "cwd": pathlib.Path(__file__).resolve().parents[2]}
+    refused = subprocess.run(command, **options)
+    assert f"is being written by process {os.getpid()} on" in refused.stderr
+    folder.close()
+    assert subprocess.run(command, **options).returncode == 0
 
 
 def test_a_folder_without_samples_takes_new_settings(tmp_path):

@@ -158,9 +158,9 @@ def problems_file(tmp_path, monkeypatch):
 @pytest.fixture
 def no_loading(monkeypatch):
     """Fails the test if weights are asked for."""
-    from codd_jax.evaluation import benchmark
+    from codd_jax.evaluation.models import Models
 
-    monkeypatch.setattr(benchmark, "load_model", lambda *_: pytest.fail("weights were loaded"))
+    monkeypatch.setattr(Models, "get", lambda *_: pytest.fail("weights were loaded"))
 
 
 def test_checkpoints_are_refused_before_weights_are_loaded(capsys, checkpoint, problems_file, no_loading):

@@ -1,7 +1,7 @@
 """A stand-in for CoDD with a byte tokenizer and answers from a script: evaluation code needs nothing more."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ def byte_tokenizer(chat_template: str | None = CHAT_TEMPLATE) -> PreTrainedToken
 
 @dataclasses.dataclass
 class Generated:
-    """The fields of a generation that evaluations read."""
+    """The fields of a generation that evaluations read, one entry each."""
 
     tokens: list
     text: list
@@ -44,31 +44,39 @@ class ScriptedDecoding:
 
 
 class ScriptedModel:
-    """Answers each prompt by a function of its text and the seed; dies before a chosen call."""
+    """Answers each prompt by a function of its text and the seed, longest first; dies after so many answers.
 
-    def __init__(self, answer: Callable[[str, int], str], die_at_call: int | None = None):
+    Answers finish two at a time.
+    """
+
+    def __init__(self, answer: Callable[[str, int], str], dies_after: int | None = None):
         self.tokenizer = byte_tokenizer()
         self.calls: list[dict[str, Any]] = []
         self._answer = answer
-        self._die_at_call = die_at_call
+        self._dies_after = dies_after
+        self.answered = 0
 
     def generate(
         self,
         prompts: Sequence[Sequence[int]],
         config: Any,
         *,
-        seed: int = 0,
+        seed: Sequence[int],
         batch_size: int = 8,
-        system: str | None = None,
         stop_strings: Sequence[str] = (),
-        progress: bool = False,
         pad_batch: bool = False,
-    ) -> Generated:
+        on_finished: Callable[[Mapping[int, Generated]], None],
+    ) -> None:
         """As CoDD.generate, from the script."""
-        if len(self.calls) == self._die_at_call:
-            raise KeyboardInterrupt
         self.calls.append({"rows": len(prompts), "lengths": [len(p) for p in prompts], "stop_strings": stop_strings})
-        texts = [self._answer(self.tokenizer.decode(prompt), seed) for prompt in prompts]
-        tokens = [np.asarray(self.tokenizer(text)["input_ids"], np.int32) for text in texts]
-        steps = np.asarray([config.steps + len(prompt) % 2 for prompt in prompts])
-        return Generated(tokens, texts, steps, np.zeros(len(prompts), np.int32))
+        order = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))
+        for pair in (order[start : start + 2] for start in range(0, len(order), 2)):
+            if self._dies_after is not None and self.answered >= self._dies_after:
+                raise KeyboardInterrupt
+            on_finished({row: self._answer_row(prompts[row], config, seed[row]) for row in pair})
+            self.answered += len(pair)
+
+    def _answer_row(self, prompt: Sequence[int], config: Any, seed: int) -> Generated:
+        text = self._answer(self.tokenizer.decode(prompt), seed)
+        tokens = np.asarray(self.tokenizer(text)["input_ids"], np.int32)
+        return Generated([tokens], [text], np.array([config.steps + len(prompt) % 2]), np.zeros(1, np.int32))
