@@ -23,6 +23,14 @@ def fixtures_dir() -> pathlib.Path:
     return folder
 
 
+@pytest.fixture
+def quick_compilation():
+    """Skips the compiler's expensive passes: these tests compile many small programs and run each once."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def forget_programs() -> Iterator[None]:
     """Drop compiled programs after every file: each holds memory maps, and a process may only have so many of them."""

@@ -9,6 +9,7 @@ import pytest
 
 from codd_jax import circuits
 from codd_jax.circuits.any_order import priorities
+from tests.oracles.chi_square import assert_follows
 from tests.oracles.hmm_enumeration import Case
 
 DRAWS = 20_000
@@ -26,23 +27,6 @@ def window(normalization="global", seed=0, zeros=False):
     log_phi = jax.nn.log_softmax(jnp.asarray(rng.normal(size=(4, 3)) * 1.5, jnp.float32))
     tokens, known = jnp.array([1, 0, 0, 2]), jnp.array([False, False, True, False])
     return hmm, log_phi, tokens, known, jnp.asarray(rng.normal(size=(4, 3)), jnp.float32)
-
-
-def assert_follows(draws, expected):
-    """A chi-square test of sequences [N, T] against probabilities over all sequences, at about 4 sigma."""
-    expected = expected * len(draws)
-    observed = np.zeros(expected.shape)
-    np.add.at(observed, tuple(np.asarray(draws).T), 1)
-    assert observed[expected == 0].sum() == 0
-    often = expected >= 5
-    observed = np.append(observed[often], observed[~often].sum())
-    expected = np.append(expected[often], expected[~often].sum())
-    keep = expected > 0
-    statistic = np.sum((observed[keep] - expected[keep]) ** 2 / expected[keep])
-    freedom = keep.sum() - 1
-    # Wilson-Hilferty: the cube root of a chi-square variable over its mean is nearly normal.
-    z = ((statistic / freedom) ** (1 / 3) - (1 - 2 / (9 * freedom))) / np.sqrt(2 / (9 * freedom))
-    assert z < 4, (statistic, freedom)
 
 
 def keys(seed=5):

@@ -2,7 +2,6 @@
 
 import functools
 
-import jax
 import pytest
 from flax import nnx
 
@@ -22,11 +21,3 @@ def tiny(fixtures_dir):
         return BackboneDenoiser(graphdef), params, config
 
     return load
-
-
-@pytest.fixture
-def quick_compilation():
-    """Skips the compiler's expensive passes: these tests compile many small programs and run each once."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
