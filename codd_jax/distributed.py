@@ -57,6 +57,18 @@ def initialize(coordinator: str | None = None, num_processes: int | None = None,
         raise ConnectionError(f"the processes of the run did not find each other ({reason})") from error
 
 
+def check_mesh(mesh: jax.sharding.Mesh | None) -> None:
+    """Raises a ValueError where some of several processes have no device in the mesh: they would wait for ever."""
+    count = jax.process_count()
+    inside = set() if mesh is None else {device.process_index for device in mesh.devices.flat}
+    if count > 1 and len(inside) < count:
+        said = "is missing" if mesh is None else f"uses devices of {len(inside)} of {count} processes"
+        raise ValueError(
+            f"--mesh {said}; it must span all of them, as data:{jax.device_count()} does: data times model is the number "
+            "of devices"
+        )
+
+
 def is_first() -> bool:
     """Whether this process writes the results."""
     return jax.process_index() == 0

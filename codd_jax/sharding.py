@@ -65,15 +65,22 @@ def backbone_sharding(
     if mesh is None:
         return None
     size = mesh.shape["model"]
-    uneven = sorted({unit for _, _, unit in RULES if getattr(config, unit) % size})
+    uneven = replicated_parts(config, size)
     if uneven:
-        listed = "; ".join(f"{unit} = {getattr(config, unit)} ({_governed(unit)})" for unit in uneven)
-        warnings.warn(f"the model axis of {size} does not divide {listed}: these are replicated", stacklevel=2)
+        warnings.warn(
+            f"the model axis of {size} does not divide {'; '.join(uneven)}: these are replicated", stacklevel=2
+        )
 
     def sharding_of(path: tuple, shape: tuple[int, ...]) -> NamedSharding:
         return NamedSharding(mesh, partition_spec(path, len(shape), config, size))
 
     return sharding_of
+
+
+def replicated_parts(config: BackboneConfig, size: int) -> list[str]:
+    """What of a backbone a model axis of `size` does not divide, with the parameters that stay whole for it."""
+    uneven = sorted({unit for _, _, unit in RULES if getattr(config, unit) % size})
+    return [f"{unit} = {getattr(config, unit)} ({_governed(unit)})" for unit in uneven]
 
 
 def partition_spec(path: tuple, rank: int, config: BackboneConfig, size: int) -> PartitionSpec:

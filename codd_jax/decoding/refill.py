@@ -53,10 +53,18 @@ class Finished(NamedTuple):
 
 
 class Boundary(NamedTuple):
-    """What happened up to a block boundary: rows that finished there, and steps run times rows that they ran on."""
+    """What happened up to a block boundary.
+
+    Attributes:
+      finished: rows that finished there.
+      device_steps: steps that ran, times the rows of the canvas. used_steps: those of them that a row had a mask for.
+      waiting: requests that have not been given a row yet.
+    """
 
     finished: list[Finished]
     device_steps: int
+    used_steps: int = 0
+    waiting: int = 0
 
 
 def decode_requests(
@@ -129,6 +137,7 @@ class _Table:
         self._sitting = np.full(rows, -1, np.int64)
         self._ended = np.zeros(rows, bool)
         self._steps = np.zeros(rows, np.int64)
+        self._used = np.zeros(rows, np.int64)
         self._key_data = np.asarray(jax.random.key_data(requests.keys))
         self._key_impl = jax.random.key_impl(requests.keys)
 
@@ -152,7 +161,7 @@ class _Table:
         if taken.any() or self._ended.any():
             self.canvas = _seat(self.canvas, self._ended, taken, *self._lay_out(taken), mesh=self._mesh)
             self.block[taken] = 0
-            self._steps[taken] = 0
+            self._steps[taken] = self._used[taken] = 0
             self._ended[:] = False
         return True
 
@@ -173,7 +182,9 @@ class _Table:
         raise_if_bad(state.bad_step, self._sitting)
         live = self._sitting >= 0
         over = live & ~state.at_work
-        ran = int(state.step[0] - self._steps[0])
+        ran = int(state.step[0] - self._steps[0]) * len(over)
+        used = int((state.steps_used - self._used)[live].sum())
+        self._used = state.steps_used.astype(np.int64)
         last = np.array(
             [self.block[row] + 1 >= self._blocks[n] if n >= 0 else False for row, n in enumerate(self._sitting)]
         )
@@ -188,11 +199,11 @@ class _Table:
         for row in np.flatnonzero(leaving):
             n = int(self._sitting[row])
             whole = tokens[row, : self._requests.length(n)].copy()
-            used, failures = int(state.steps_used[row]), int(state.pc_failures[row])
-            finished.append(Finished(n, whole, self._requests.begins[n], used, failures))
+            spent, failures = int(state.steps_used[row]), int(state.pc_failures[row])
+            finished.append(Finished(n, whole, self._requests.begins[n], spent, failures))
         self._sitting[leaving] = -1
         self._ended |= leaving
-        return Boundary(finished, ran * len(self._sitting))
+        return Boundary(finished, ran, used, len(self._waiting))
 
     def _generated(self, tokens: np.ndarray, row: int) -> np.ndarray:
         """What a row has generated up to its first mask."""

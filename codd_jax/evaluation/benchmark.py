@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from codd_jax import sharding
+from codd_jax import distributed, sharding
 from codd_jax.backbones.config import BackboneConfig, check_length, config_from_huggingface
 from codd_jax.costs import CircuitShape
 from codd_jax.decoding.config import DecodeConfig
@@ -145,7 +145,8 @@ def prepare(options: Options, preset: TaskPreset, tasks: dict[Any, Any] | None =
     check_permission(preset, options.run_generated_code)
     tasks = {} if tasks is None else tasks
     problems = find_problems(preset, options.data, options.num_shot) if options.data else None
-    sharding.make_mesh(options.mesh)
+    mesh = sharding.make_mesh(options.mesh)
+    distributed.check_mesh(mesh)
     checked = inspect(options)
     asked = (preset.name, options.data, options.num_shot)
     if asked not in tasks:
@@ -158,8 +159,10 @@ def prepare(options: Options, preset: TaskPreset, tasks: dict[Any, Any] | None =
         seed=options.seed,
         batch_size=options.batch_size,
         mesh=options.mesh,
+        replicated=[] if mesh is None else sharding.replicated_parts(checked.config, mesh.shape["model"]),
         run_generated_code=options.run_generated_code,
         sources={
+            "family": options.family,
             "backbone": identify(options.checkpoint),
             "adapter": identify(options.adapter),
             "circuit": identify(options.circuit),

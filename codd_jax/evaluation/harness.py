@@ -30,6 +30,7 @@ class Evaluation:
       batch_size: rows that go through the model together; mesh: devices they are spread over. No answer depends on
         them.
       run_generated_code: permission to score a task by running the programs in its answers.
+      replicated: parts of the backbone that the mesh does not divide, for the record.
       sources: names of checkpoints and data, recorded and compared when a run continues.
     """
 
@@ -41,6 +42,7 @@ class Evaluation:
     batch_size: int = 8
     mesh: str | None = None
     run_generated_code: bool = False
+    replicated: Sequence[str] = ()
     sources: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def settings(self, task: Any) -> dict[str, Any]:
@@ -105,6 +107,7 @@ def evaluate(
                 "limit": evaluation.limit,
                 "batch_size": evaluation.batch_size,
                 "mesh": evaluation.mesh,
+                "replicated": list(evaluation.replicated),
                 "started": started.isoformat(timespec="seconds"),
                 "seconds_this_run": round(time.perf_counter() - clock, 3),
                 "environment": environment(),

@@ -52,6 +52,7 @@ def run(params, config, prompts, rows, hmm=None, refill=True, heard=None, bucket
     )  # fmt: skip
     finished = [row for boundary in boundaries for row in boundary.finished]
     assert sorted(row.index for row in finished) == list(range(len(prompts)))
+    assert sum(boundary.used_steps for boundary in boundaries) == sum(row.steps_used for row in finished)
     return {row.index: row for row in finished}, [boundary.device_steps for boundary in boundaries]
 
 
