@@ -25,7 +25,7 @@ class CircuitTraining:
       modulation_rate: of the heads of a modulated circuit.
       momentum, pseudocount: of counts; None: the rule's own.
       schedule: of the rates, a key of `SCHEDULES`.
-      steps, seconds: the budget; seconds are processor time of this process, compilation left out. With both, whichever
+      steps, seconds: the budget; seconds are processor time of this process after the first step. With both, whichever
         ends first; the schedule follows the one that is further.
       weighting: w(t) of a window with masked share t, a key of `statistics.WEIGHTINGS`.
       normalization: "global" or "local".

@@ -64,23 +64,8 @@ def lay_out(
     """
     if length < 1 or bucket < 1:
         raise ValueError(f"window length {length} and bucket {bucket} must be at least 1")
-    if not examples:
-        raise ValueError("there are no examples to lay out")
+    examples = _fitting(examples, length, max_length)
     filled = [_filled(example, length) for example in examples]
-    if max_length is not None:
-        kept = [index for index, row in enumerate(filled) if row <= max_length]
-        if not kept:
-            raise ValueError(
-                f"none of {len(examples)} examples fits {max_length} positions (the shortest needs {min(filled)}); "
-                "allow longer rows or use shorter examples"
-            )
-        if len(kept) < len(examples):
-            warnings.warn(
-                f"{len(examples) - len(kept)} of {len(examples)} examples are longer than {max_length} positions and "
-                "are left out",
-                stacklevel=2,
-            )
-        examples, filled = [examples[index] for index in kept], [filled[index] for index in kept]
     tokens = np.full((len(examples), -(-max(filled) // bucket) * bucket), pad_id, np.int32)
     for row, (example, end) in enumerate(zip(examples, filled, strict=True)):
         first, last = len(example.prompt), len(example.prompt) + len(example.solution)
@@ -91,12 +76,46 @@ def lay_out(
     return Rows(tokens=tokens, prompt_lengths=prompts, lengths=np.asarray(filled, np.int32), window=length)
 
 
+def lay_out_groups(
+    examples: Sequence[Example],
+    length: int,
+    eos_id: int,
+    pad_id: int,
+    bucket: int = 64,
+    max_length: int | None = None,
+) -> list[Rows]:
+    """`lay_out` for every width apart, ascending: short rows do not cost what long ones do."""
+    examples = _fitting(examples, length, max_length)
+    groups = bucketed(examples, length, bucket)
+    return [lay_out([examples[index] for index in group], length, eos_id, pad_id, bucket) for group in groups]
+
+
 def bucketed(examples: Sequence[Example], length: int, bucket: int = 64) -> list[list[int]]:
     """Numbers of the examples, grouped by the width that `lay_out` gives them alone; widths ascend."""
     groups: dict[int, list[int]] = {}
     for index, example in enumerate(examples):
         groups.setdefault(-(-_filled(example, length) // bucket), []).append(index)
     return [groups[width] for width in sorted(groups)]
+
+
+def _fitting(examples: Sequence[Example], length: int, max_length: int | None) -> list[Example]:
+    """The examples of at most `max_length` positions; a warning where some are longer, a ValueError where all are."""
+    if not examples:
+        raise ValueError("there are no examples to lay out")
+    filled = [_filled(example, length) for example in examples]
+    kept = [example for example, size in zip(examples, filled, strict=True) if max_length is None or size <= max_length]
+    if not kept:
+        raise ValueError(
+            f"none of {len(examples)} examples fits {max_length} positions (the shortest needs {min(filled)}); allow "
+            "longer rows or use shorter examples"
+        )
+    if len(kept) < len(examples):
+        warnings.warn(
+            f"{len(examples) - len(kept)} of {len(examples)} examples are longer than {max_length} positions and are "
+            "left out",
+            stacklevel=3,
+        )
+    return kept
 
 
 def _filled(example: Example, length: int) -> int:

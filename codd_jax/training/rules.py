@@ -21,13 +21,14 @@ from codd_jax.training.circuit import CircuitLogits
 from codd_jax.training.potentials import Head, WindowPotentials
 from codd_jax.training.statistics import WEIGHTINGS, Nats, log_likelihoods, potentials_of
 
-OPTIMIZERS = {
-    "adam": lambda: optax.scale_by_adam(),
-    "adamax": lambda: optax.scale_by_adamax(),
-    "lion": lambda: optax.scale_by_lion(),
-    "rmsprop": lambda: optax.scale_by_rms(),
-    "momentum": lambda: optax.trace(0.9),
-    "sgd": optax.identity,
+# One object each, so that runs of the same settings share their compiled step.
+OPTIMIZERS: dict[str, optax.GradientTransformation] = {
+    "adam": optax.scale_by_adam(),
+    "adamax": optax.scale_by_adamax(),
+    "lion": optax.scale_by_lion(),
+    "rmsprop": optax.scale_by_rms(),
+    "momentum": optax.trace(0.9),
+    "sgd": optax.identity(),
 }
 COUNT_RULES = ("em", "anemone", "dual_ratio", "ebw")
 RULES = (*OPTIMIZERS, *COUNT_RULES)
@@ -106,7 +107,7 @@ class GradientRule:
 
         def objective(hmm: HMM) -> tuple[jax.Array, tuple]:
             factorised, coupled = log_likelihoods(hmm, head, windows, self.dtype)
-            total = jnp.sum(jnp.where(coupled == -jnp.inf, 0, WEIGHTINGS[self.weighting](windows.noise) * coupled))
+            total = jnp.sum(_possible(WEIGHTINGS[self.weighting](windows.noise) * coupled, factorised))
             return total, (factorised, coupled)
 
         (total, parts), gradient = jax.value_and_grad(objective, has_aux=True)(hmm)
@@ -189,7 +190,7 @@ class CountRule:
         log_phi = potentials_of(head, windows, self.dtype)
         counts = conditional_counts(hmm, log_phi, windows.tokens, ~windows.masked, hmm.normalization)
         factorised, coupled = log_likelihoods(hmm, head, windows, self.dtype)
-        total = jnp.sum(jnp.where(coupled == -jnp.inf, 0, coupled))
+        total = jnp.sum(_possible(coupled, factorised))
         return Sums(counts, total, count, Nats.of(factorised, coupled, windows.masked))
 
     def update(self, state: Any, hmm: HMM, sums: Sums, scale: jax.Array) -> Any:
@@ -256,13 +257,18 @@ def make_rule(
     if rule in OPTIMIZERS:
         if momentum is not None:
             raise ValueError(f"momentum is of expected counts; the rule {rule!r} has its own")
-        return GradientRule(OPTIMIZERS[rule](), rate, modulation_rate, weighting, dtype)
+        return GradientRule(OPTIMIZERS[rule], rate, modulation_rate, weighting, dtype)
     if weighting != "uniform":
         raise ValueError(
             f"the rule {rule!r} counts every window once, so weighting {weighting!r} has no meaning; use 'uniform' or "
             f"one of {', '.join(OPTIMIZERS)}"
         )
     return CountRule(rule, rate, usual[1] if momentum is None else momentum, pseudocount, dtype)
+
+
+def _possible(coupled: jax.Array, factorised: jax.Array) -> jax.Array:
+    """Log-likelihoods with 0 for windows that the circuit holds for impossible, NaN where the backbone says NaN."""
+    return jnp.where(coupled > -jnp.inf, coupled, jnp.where(jnp.isnan(factorised), jnp.nan, 0))
 
 
 @struct.dataclass

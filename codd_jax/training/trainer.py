@@ -7,7 +7,6 @@ import dataclasses
 import hashlib
 import math
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +19,14 @@ from codd_jax.circuits import HMM
 from codd_jax.sharding import AXES, replicated
 from codd_jax.training.checkpoints import TrainingCheckpoints
 from codd_jax.training.circuit_config import SCHEDULES, CircuitTraining
+from codd_jax.training.circuit_step import make_step, make_validation
 from codd_jax.training.history import by_share, per_token
-from codd_jax.training.potentials import Head, WindowPotentials, WindowSource
-from codd_jax.training.rules import Rule
-from codd_jax.training.statistics import Nats, log_likelihoods, sum_over_windows
+from codd_jax.training.potentials import WindowPotentials, WindowSource
+from codd_jax.training.statistics import Nats
 
 # The last steps of a schedule still move; rules divide by the scale.
 _LEAST_SCALE = 1e-3
+_REPORT_EVERY = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +83,7 @@ class _Run:
         self.state = place(_copy(self.rule.init(hmm.replace(normalization=config.normalization))))
         self.best = _copy(self.rule.circuit(self.state)) if config.patience is not None else None
         self.notes = {"step": 0, "seconds": 0.0, "wall": 0.0, "training": [], "validation": [], "bad": 0}
+        self.notes["stopped"] = None
         self.pending: list[tuple[Nats, Any, Any]] = []
         self.checkpoints = None
         if folder is not None:
@@ -94,55 +95,54 @@ class _Run:
 
     def go(self) -> TrainedCircuit:
         """Steps until the budget is spent, then validates once more."""
-        step = make_step(self.rule, self.mesh, self.config)
-        first = self.notes["step"]
-        windows = self._placed(self.source.batch(first))
-        step = step.lower(self.state, self.head, windows, jnp.float32(1)).compile()
-        validate = self._validator()
-        clock = (time.process_time() - self.notes["seconds"], time.perf_counter() - self.notes["wall"])
-        total = self.config.steps
-        stopped = None
-        with (
-            concurrent.futures.ThreadPoolExecutor(1) as reader,
-            tqdm(
-                total=total, initial=first, desc="training the circuit", unit="step", disable=not self.progress
-            ) as bar,
-        ):
-            coming = reader.submit(lambda: windows)
+        first, total = self.notes["step"], self.config.steps
+        bar = tqdm(total=total, initial=first, desc="training the circuit", unit="step", disable=not self.progress)
+        with bar, concurrent.futures.ThreadPoolExecutor(1) as reader:
             try:
-                while stopped is None and not self._finished():
-                    windows = coming.result()
-                    number = self.notes["step"]
-                    coming = reader.submit(lambda n=number + 1: self._placed(self.source.batch(n)))
-                    scale = max(_LEAST_SCALE, SCHEDULES[self.config.schedule](self._done()))
-                    self.state, *metrics = step(self.state, self.head, windows, jnp.float32(scale))
-                    self.pending.append(tuple(metrics))
-                    jax.block_until_ready(metrics)  # the clock must not run ahead of the devices
-                    self._tick(clock)
-                    bar.update()
-                    stopped = self._look(validate, bar)
-                    if self.checkpoints and self.notes["step"] % self.config.checkpoint_every == 0:
-                        self._save()
-                self._report(bar)
+                self._steps(reader, bar)
                 if not self.notes["validation"] or self.notes["validation"][-1]["step"] != self.notes["step"]:
-                    self._validate(validate)
+                    self._validate()
             except KeyboardInterrupt:
-                self._report(bar)
-                if self.checkpoints and self.notes["step"]:
-                    self._save()
+                # A step that was interrupted may have used up the memory of the state before it.
+                if self.notes["step"] > first and not any(x.is_deleted() for x in jax.tree.leaves(self.state)):
+                    self._save(bar)
                 raise
-            self._tick(clock, step=False)
-            if self.checkpoints:
-                self._save()
-        return self._result(stopped or "the budget was spent")
+            if self.notes["step"] > first:
+                self._save(bar)
+        return self._result()
 
-    def _result(self, stopped: str) -> TrainedCircuit:
+    def _steps(self, reader: concurrent.futures.Executor, bar: tqdm) -> None:
+        """The loop: while a step is computed the windows of the next one are read."""
+        step = make_step(self.rule, self.mesh, self.config.chunk)
+        clock = None
+        read = lambda number: self._placed(self.source.batch(number))  # noqa: E731
+        coming = reader.submit(read, self.notes["step"])
+        while self.notes["stopped"] is None:
+            if self._done() >= 1.0:
+                self.notes["stopped"] = "the budget was spent"
+                break
+            windows = coming.result()
+            coming = reader.submit(read, self.notes["step"] + 1)
+            scale = max(_LEAST_SCALE, SCHEDULES[self.config.schedule](self._done()))
+            self.state, *metrics = step(self.state, self.head, windows, jnp.float32(scale))
+            self.pending.append(tuple(metrics))
+            jax.block_until_ready(metrics)  # the clock must not run ahead of the devices
+            clock = clock or self._clock()  # after the first step, which is compiled
+            self.notes["step"] += 1
+            self.notes["seconds"], self.notes["wall"] = time.process_time() - clock[0], time.perf_counter() - clock[1]
+            bar.update()
+            self._look(bar)
+            if self.notes["step"] % self.config.checkpoint_every == 0:
+                self._save(bar)
+        self._report(bar)
+
+    def _result(self) -> TrainedCircuit:
         hmm = self.best if self.best is not None else self.rule.circuit(self.state)
         history = {
             "training": self.notes["training"],
             "validation": self.notes["validation"],
             "steps": self.notes["step"],
-            "stopped": stopped,
+            "stopped": self.notes["stopped"],
             "processor_seconds": round(self.notes["seconds"], 2),
             "wall_seconds": round(self.notes["wall"], 2),
         }
@@ -154,31 +154,25 @@ class _Run:
         shares += [self.notes["seconds"] / self.config.seconds if self.config.seconds else 0.0]
         return min(1.0, max(shares))
 
-    def _finished(self) -> bool:
-        return self._done() >= 1.0
-
-    def _tick(self, clock: tuple[float, float], step: bool = True) -> None:
-        self.notes["step"] += int(step)
-        self.notes["seconds"], self.notes["wall"] = time.process_time() - clock[0], time.perf_counter() - clock[1]
+    def _clock(self) -> tuple[float, float]:
+        """When the run would have begun, had it not been interrupted."""
+        return time.process_time() - self.notes["seconds"], time.perf_counter() - self.notes["wall"]
 
     def _placed(self, windows: WindowPotentials) -> WindowPotentials:
         if self.mesh is None:
             return jax.tree.map(jnp.asarray, windows)
         return jax.device_put(windows, jax.NamedSharding(self.mesh, jax.P(AXES)))
 
-    def _look(self, validate: Callable, bar: tqdm) -> str | None:
-        """Reports and validates when it is time to; says why training should stop, if it should."""
-        every = self.config.validate_every
+    def _look(self, bar: tqdm) -> None:
+        """Reports and validates when it is time to."""
+        every, patience = self.config.validate_every, self.config.patience
         due = every and self.notes["step"] % every == 0
-        if due or len(self.pending) >= 20:
+        if due or len(self.pending) >= _REPORT_EVERY:
             self._report(bar)
-        if not due:
-            return None
-        better = self._validate(validate)
-        patience = self.config.patience
-        if patience is None or better:
-            return None
-        return f"no better validation in {patience} attempts" if self.notes["bad"] >= patience else None
+        if due:
+            self._validate()
+            if patience is not None and self.notes["bad"] >= patience:
+                self.notes["stopped"] = f"no better validation in {patience} attempts"
 
     def _report(self, bar: tqdm) -> None:
         """Fetches the metrics of the last steps; ValueError where one is not finite."""
@@ -187,11 +181,16 @@ class _Run:
         first = self.notes["step"] - len(self.pending) + 1
         fetched = jax.device_get(self.pending)
         self.pending = []
-        for offset, (_, objective, _) in enumerate(fetched):
+        for number, (nats, objective, windows) in enumerate(fetched, start=first):
             if not np.isfinite(objective):
                 raise ValueError(
-                    f"step {first + offset} is not finite ({objective}); lower the rate, or look for damaged hidden "
-                    "states. Checkpoints of earlier steps are kept"
+                    f"step {number} is not finite ({objective}); lower the rate, or look for damaged hidden states. "
+                    "Checkpoints of earlier steps are kept"
+                )
+            if nats.failures >= windows > 0:
+                raise ValueError(
+                    f"at step {number} the circuit gives none of the windows any probability; lower the rate, or start "
+                    "from a circuit whose emissions are not zero. Checkpoints of earlier steps are kept"
                 )
         nats = jax.tree.map(lambda *parts: sum(parts), *(entry[0] for entry in fetched))
         tokens = sum(float(entry[2]) for entry in fetched) * self.source.length
@@ -201,30 +200,20 @@ class _Run:
         shown = {name: f"{record[name]:.4f}" for name in ("backbone", "coupled") if record[name] is not None}
         bar.set_postfix(shown or {"objective": f"{record['objective']:.4f}"})
 
-    def _validator(self) -> Callable[[HMM], Nats | None]:
-        """A function that sums the held-out windows' nats."""
-        dtype = self.config.potentials_dtype
-
-        def nats(windows: WindowPotentials, hmm: HMM, head: Head) -> Nats:
-            return Nats.of(*log_likelihoods(hmm, head, windows, dtype), windows.masked)
-
-        summed = jax.jit(sum_over_windows(nats, self.mesh, self.config.chunk))
-
-        def validate(hmm: HMM) -> Nats | None:
-            parts = [summed(self._placed(part), hmm, self.head) for part in self.source.validation()]
-            return jax.tree.map(lambda *arrays: sum(jax.device_get(arrays)), *parts) if parts else None
-
-        return validate
-
-    def _validate(self, validate: Callable) -> bool:
-        """Notes a validation; whether it is the best so far."""
+    def _validate(self) -> None:
+        """Notes the nats of the held-out windows, and keeps the circuit if it is the best so far."""
         circuit = self.rule.circuit(self.state)
-        nats = validate(circuit)
-        if nats is None:
-            return True
+        sums = make_validation(self.mesh, self.config.chunk, self.config.potentials_dtype)
+        parts = [jax.device_get(sums(self._placed(part), circuit, self.head)) for part in self.source.validation()]
+        if not parts:
+            return
+        nats = jax.tree.map(lambda *arrays: sum(arrays), *parts)
         record = {"step": self.notes["step"], "seconds": round(self.notes["seconds"], 2), **per_token(nats)}
         if record["coupled"] is None or not np.isfinite(record["coupled"]):
-            raise ValueError(f"the validation at step {self.notes['step']} is not finite; lower the rate")
+            raise ValueError(
+                f"the validation at step {self.notes['step']} is not finite, or masks nothing; lower the rate, "
+                "or hold out more"
+            )
         record["by_share"] = by_share(nats)
         lowest = min((entry["coupled"] for entry in self.notes["validation"]), default=math.inf)
         self.notes["validation"].append(record)
@@ -232,27 +221,11 @@ class _Run:
         self.notes["bad"] = 0 if better else self.notes["bad"] + 1
         if better and self.best is not None:
             self.best = _copy(circuit)
-        return better
 
-    def _save(self) -> None:
-        self.checkpoints.save(self.notes["step"], {"state": self.state, "best": self.best}, self.notes)
-
-
-def make_step(rule: Rule, mesh: jax.sharding.Mesh | None, config: CircuitTraining) -> Any:
-    """A jitted `step(state, head, windows, scale)` → (state, Nats, objective, windows); reuses the state's memory."""
-
-    def step(state: Any, head: Head, windows: WindowPotentials, scale: jax.Array):
-        summed = sum_over_windows(rule.sums, mesh, config.chunk)
-        hmm = rule.circuit(state)
-        sums = summed(windows, hmm, head)
-        moved = rule.update(state, hmm, sums, scale)
-        if rule.reviews:
-            again = sum_over_windows(lambda *parts: rule.sums(*parts).objective, mesh, config.chunk)
-            after = again(windows, rule.circuit(moved), head)
-            moved = rule.review(state, moved, ~(after >= sums.objective))
-        return moved, sums.nats, sums.objective, sums.windows
-
-    return jax.jit(step, donate_argnums=0)
+    def _save(self, bar: tqdm) -> None:
+        self._report(bar)  # so that no state is kept that is not finite
+        if self.checkpoints is not None:
+            self.checkpoints.save(self.notes["step"], {"state": self.state, "best": self.best}, self.notes)
 
 
 def check_fit(source: WindowSource, hmm: HMM, mesh: jax.sharding.Mesh | None, config: CircuitTraining) -> None:

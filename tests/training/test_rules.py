@@ -10,10 +10,10 @@ import pytest
 from codd_jax.circuits import HMM, Modulation
 from codd_jax.circuits.learning import conditional_counts
 from codd_jax.training.circuit_config import CircuitTraining
+from codd_jax.training.circuit_step import make_step
 from codd_jax.training.potentials import Head, WindowPotentials
 from codd_jax.training.rules import COUNT_RULES, DEFAULT_RATES, RULES, make_rule
 from codd_jax.training.statistics import BINS, WEIGHTINGS, Nats, log_likelihoods, sum_over_windows
-from codd_jax.training.trainer import make_step
 
 T, D, V, H, BATCH = 4, 6, 9, 3, 16
 
@@ -36,7 +36,7 @@ def test_every_rule_raises_its_own_objective(name):
     head, windows, hmm = world()
     rule = make_rule(name, rate=1.0 if name == "sgd" else None, momentum=0.0 if name in COUNT_RULES else None)
     hmm = hmm.replace(normalization="local" if name == "dual_ratio" else "global")
-    step = make_step(rule, None, CircuitTraining(rule=name, normalization=hmm.normalization))
+    step = make_step(rule)
     state = jax.tree.map(jnp.array, rule.init(hmm))
     objectives = []
     for _ in range(12):
@@ -98,7 +98,7 @@ def test_heads_learn_at_their_own_rate():
     head, windows, hmm = world()
     hmm = hmm.with_modulation(Modulation.zeros(("latent",), D, H))
     rule = make_rule("adam", rate=0.0, modulation_rate=0.1)
-    step = make_step(rule, None, CircuitTraining())
+    step = make_step(rule)
     state, *_ = step(jax.tree.map(jnp.array, rule.init(hmm)), head, windows, jnp.float32(0.5))
     moved = rule.circuit(state)
     np.testing.assert_allclose(moved.emission, hmm.emission, atol=1e-6)
