@@ -64,8 +64,8 @@ def check_mesh(mesh: jax.sharding.Mesh | None) -> None:
     if count > 1 and len(inside) < count:
         said = "is missing" if mesh is None else f"uses devices of {len(inside)} of {count} processes"
         raise ValueError(
-            f"--mesh {said}; it must span all of them, as data:{jax.device_count()} does: data times model is the number "
-            "of devices"
+            f"--mesh {said}; it must span all of them, as data:{jax.device_count()} does: data times model is the "
+            "number of devices"
         )
 
 
