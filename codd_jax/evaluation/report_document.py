@@ -25,6 +25,13 @@ class Paragraph:
 
 
 @dataclasses.dataclass(frozen=True)
+class Bullets:
+    """A list of lines, marked up as paragraphs are."""
+
+    lines: Sequence[str]
+
+
+@dataclasses.dataclass(frozen=True)
 class Table:
     """Rows of text. The first column is left-aligned, the others right-aligned unless `left` names their places."""
 
@@ -49,7 +56,7 @@ class Details:
     text: str
 
 
-Block = Heading | Paragraph | Table | Figure | Details
+Block = Heading | Paragraph | Bullets | Table | Figure | Details
 
 STYLE = """
 :root { --ink: #1c2430; --soft: #5c6675; --line: #dfe4ea; --back: #ffffff; --band: #f6f8fa; --accent: #2a6fbb; }
@@ -58,24 +65,27 @@ STYLE = """
   figure img { background: #fff; border-radius: 6px; }
 }
 * { box-sizing: border-box; }
-body { margin: 0 auto; padding: 2.5rem 1.5rem 5rem; max-width: 76rem; color: var(--ink); background: var(--back);
+body { margin: 0 auto; padding: 2.5rem 1.5rem 5rem; max-width: 80rem; color: var(--ink); background: var(--back);
   font: 15px/1.55 system-ui, "Segoe UI", Roboto, "Helvetica Neue", sans-serif; }
 h1 { font-size: 1.75rem; line-height: 1.2; margin: 0 0 .4rem; letter-spacing: -.01em; }
 h2 { font-size: 1.2rem; margin: 2.6rem 0 .6rem; padding-top: 1.1rem; border-top: 1px solid var(--line); }
 h3 { font-size: 1rem; margin: 1.6rem 0 .4rem; }
 p { max-width: 62rem; margin: .5rem 0 .9rem; color: var(--soft); }
-p strong { color: var(--ink); }
+ul { padding-left: 1.2rem; margin: .4rem 0 .9rem; color: var(--soft); }
+li { margin: .2rem 0; }
+p strong, li strong { color: var(--ink); font-weight: 600; }
 .wide { overflow-x: auto; margin: .6rem 0 1.2rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
-th, td { padding: .38rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
+th, td { padding: .38rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line);
+  vertical-align: top; }
 th { font-weight: 600; color: var(--soft); border-bottom: 2px solid var(--line); vertical-align: bottom; }
 .l { text-align: left; }
 tbody tr:hover { background: var(--band); }
 td small { color: var(--soft); font-size: .85em; }
 code, pre { font: .85em/1.5 ui-monospace, "SF Mono", Menlo, Consolas, monospace; }
 code { background: var(--band); padding: .1em .3em; border-radius: 4px; }
-figure { margin: 1rem 0 1.6rem; }
-figure img { max-width: 100%; height: auto; display: block; }
+figure { display: inline-block; width: min(36rem, 100%); margin: .8rem 1rem 1.2rem 0; vertical-align: top; }
+figure img { width: 100%; height: auto; display: block; }
 figcaption { color: var(--soft); font-size: .9rem; margin-top: .4rem; }
 details { border: 1px solid var(--line); border-radius: 8px; margin: .5rem 0; background: var(--band); }
 summary { cursor: pointer; padding: .5rem .9rem; font-weight: 600; }
@@ -104,6 +114,8 @@ def _markdown(block: Block) -> str:
             return f"{'#' * level} {_markdown_text(text)}"
         case Paragraph(text):
             return _markdown_text(text)
+        case Bullets(lines):
+            return "\n".join(f"- {_markdown_text(line)}" for line in lines)
         case Table(header, rows, left):
             cells = [
                 [cell.replace("|", r"\|").replace("\n", "<br>") for cell in map(_markdown_text, row)] for row in rows
@@ -128,6 +140,8 @@ def _html(block: Block, folder: pathlib.Path) -> str:
             return f"<h{level}>{html.escape(text)}</h{level}>"
         case Paragraph(text):
             return f"<p>{_html_text(text)}</p>"
+        case Bullets(lines):
+            return "<ul>" + "".join(f"<li>{_html_text(line)}</li>" for line in lines) + "</ul>"
         case Table(header, rows, left):
             mark = [' class="l"' if place in left else "" for place in range(len(header))]
             head = "".join(f"<th{kind}>{_html_text(cell)}</th>" for kind, cell in zip(mark, header, strict=True))

@@ -7,6 +7,8 @@ from codd_jax.evaluation.results import wilson_interval
 from codd_jax.evaluation.runs import Run
 
 COLOURS = {"backbone alone": "#6b7280", "CoDD": "#2a6fbb", "CoDD, any-order": "#c2571a"}
+# Above so many runs, only those that lead show their intervals.
+_CROWD = 8
 _MARKERS = {"backbone alone": "o", "CoDD": "s", "CoDD, any-order": "D"}
 
 
@@ -15,36 +17,22 @@ def accuracy_by_pass(runs: Sequence[Run], folder: pathlib.Path, name: str) -> st
 
     def draw(axes) -> None:
         for run in runs:
-            low, high = wilson_interval(run.totals["correct"], run.totals["count"])
-            colour, filled = COLOURS[run.method], run.scheduled
-            axes.errorbar(
-                run.tokens_per_pass,
-                100 * run.accuracy,
-                yerr=[[100 * (run.accuracy - low)], [100 * (high - run.accuracy)]],
-                marker=_MARKERS[run.method],
-                color=colour,
-                markerfacecolor=colour if filled else "white",
-                elinewidth=1,
-                capsize=2.5,
-                markersize=6.5,
-                linestyle="none",
-                alpha=0.9,
-            )
-        for method in COLOURS:
-            steady = sorted((run for run in runs if run.method == method), key=lambda run: run.tokens_per_pass)
-            for group in _comparable(steady):
-                axes.plot(
-                    [run.tokens_per_pass for run in group],
-                    [100 * run.accuracy for run in group],
-                    color=COLOURS[method],
-                    linewidth=1.2,
-                    alpha=0.45,
+            if (leading := _leads(run, runs)) or len(runs) <= _CROWD:
+                low, high = wilson_interval(run.totals["correct"], run.totals["count"])
+                error = [[100 * (run.accuracy - low)], [100 * (high - run.accuracy)]]
+                axes.errorbar(
+                    *(run.tokens_per_pass, 100 * run.accuracy, error),
+                    color=COLOURS[run.method],
+                    elinewidth=1,
+                    capsize=2.5,
+                    alpha=0.6,
+                    linestyle="none",
                 )
-        axes.set_xscale("log", base=2)
-        _plain_ticks(axes, [run.tokens_per_pass for run in runs])
-        axes.set_xlabel("tokens per forward pass")
-        axes.set_ylabel("accuracy, %")
-        _legend(axes, runs)
+            _point(axes, run, run.tokens_per_pass, leading)
+        for group in _comparable(runs):
+            points = [(run.tokens_per_pass, 100 * run.accuracy) for run in group]
+            axes.plot(*zip(*points, strict=True), color=COLOURS[group[0].method], linewidth=1.2, alpha=0.5)
+        _finish(axes, runs, [run.tokens_per_pass for run in runs], "tokens per forward pass")
 
     return _save(draw, folder, name)
 
@@ -54,58 +42,68 @@ def speed(runs: Sequence[Run], folder: pathlib.Path, name: str) -> str:
 
     def draw(axes) -> None:
         for run in runs:
-            colour = COLOURS[run.method]
-            axes.plot(
-                run.tokens_per_second,
-                100 * run.accuracy,
-                marker=_MARKERS[run.method],
-                color=colour,
-                markerfacecolor=colour if run.scheduled else "white",
-                markersize=7,
-                linestyle="none",
-                alpha=0.9,
-            )
-        axes.set_xscale("log", base=2)
-        _plain_ticks(axes, [run.tokens_per_second for run in runs])
-        axes.set_xlabel("generated tokens per second")
-        axes.set_ylabel("accuracy, %")
-        _legend(axes, runs)
+            _point(axes, run, run.tokens_per_second, _leads(run, runs))
+        _finish(axes, runs, [run.tokens_per_second for run in runs], "generated tokens per second")
 
     return _save(draw, folder, name)
+
+
+def _leads(run: Run, runs: Sequence[Run]) -> bool:
+    """Whether a run is drawn in full: not where the circuit's registered setting stands beside it at the same pace."""
+    rivals = [other for other in runs if (other.method, other.pace, other.family) == (run.method, run.pace, run.family)]
+    return not run.coupled or run.registered or not any(other.registered for other in rivals)
+
+
+def _point(axes, run: Run, place: float, leading: bool) -> None:
+    colour = COLOURS[run.method]
+    axes.plot(
+        *(place, 100 * run.accuracy),
+        marker=_MARKERS[run.method],
+        color=colour,
+        linestyle="none",
+        zorder=3 if leading else 2,
+        markersize=7 if leading else 4,
+        alpha=0.95 if leading else 0.35,
+        markerfacecolor=colour if run.scheduled else "white",
+    )
 
 
 def _comparable(runs: Sequence[Run]) -> list[list[Run]]:
     """Runs that differ in their pace alone, two or more."""
     groups: dict[str, list[Run]] = {}
-    for run in runs:
-        kept = {name: value for name, value in run.decoding.items() if name != "steps"}
-        groups.setdefault(str(sorted(kept.items(), key=lambda item: item[0])), []).append(run)
-    return [group for group in groups.values() if len(group) > 1 and group[0].scheduled]
+    for run in sorted(runs, key=lambda run: run.tokens_per_pass):
+        if run.scheduled and _leads(run, runs):
+            kept = sorted((name, str(value)) for name, value in run.decoding.items() if name != "steps")
+            groups.setdefault(str((run.family, run.settings.get("backbone"), kept)), []).append(run)
+    return [group for group in groups.values() if len(group) > 1]
 
 
-def _plain_ticks(axes, values: Sequence[float]) -> None:
-    """Powers of two as plain numbers, at least two of them in sight."""
+def _finish(axes, runs: Sequence[Run], values: Sequence[float], label: str) -> None:
+    """Axes, their names, and the legend outside, where no point is."""
+    from matplotlib.lines import Line2D
     from matplotlib.ticker import FuncFormatter, NullLocator
 
-    low, high = min(values), max(values)
-    axes.set_xlim(low / 1.5, high * 1.5)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_locator(NullLocator())
-
-
-def _legend(axes, runs: Sequence[Run]) -> None:
-    from matplotlib.lines import Line2D
-
+    if max(values) > 4 * min(values) > 0:
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_xlim(min(values) / 1.4, max(values) * 1.4)
+    else:
+        axes.set_xlim(0, max(values) * 1.15 or 1)
+    axes.set_xlabel(label)
+    axes.set_ylabel("accuracy, %")
     entries = []
-    for method in COLOURS:
+    for method, colour in COLOURS.items():
         for scheduled in (True, False):
             if any(run.method == method and run.scheduled == scheduled for run in runs):
-                colour = COLOURS[method]
-                face = colour if scheduled else "white"
-                label = method if scheduled else f"{method}, by threshold"
-                style = {"marker": _MARKERS[method], "color": colour, "markerfacecolor": face, "linestyle": "none"}
-                entries.append(Line2D([], [], label=label, **style))
-    axes.legend(handles=entries, frameon=False, loc="best")
+                style = {"marker": _MARKERS[method], "color": colour, "linestyle": "none"}
+                style |= {"markerfacecolor": colour if scheduled else "white", "markersize": 7}
+                entries.append(Line2D([], [], label=method if scheduled else f"{method}, by threshold", **style))
+    if not all(_leads(run, runs) for run in runs):
+        colour = COLOURS["CoDD"]
+        style = {"marker": _MARKERS["CoDD"], "color": colour, "linestyle": "none", "markersize": 4, "alpha": 0.35}
+        entries.append(Line2D([], [], label="CoDD, settings not registered", **style))
+    axes.figure.legend(handles=entries, frameon=False, loc="outside upper center", ncols=3, fontsize=9)
 
 
 def _save(draw, folder: pathlib.Path, name: str) -> str:
@@ -114,7 +112,9 @@ def _save(draw, folder: pathlib.Path, name: str) -> str:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    with pyplot.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
+    with pyplot.rc_context(
+        {"font.size": 10, "svg.hashsalt": "codd_jax", "axes.spines.top": False, "axes.spines.right": False}
+    ):
         figure, axes = pyplot.subplots(figsize=(7.2, 4.1), layout="constrained")
         axes.grid(axis="y", color="#e3e7ec", linewidth=0.8)
         axes.set_axisbelow(True)
