@@ -190,6 +190,7 @@ class _Recorder:
             "steps_used": int(np.asarray(out.steps_used)[0]),
             "pc_failures": int(np.asarray(out.pc_failures)[0]),
             "seconds": round(seconds, 6),
+            "prompt": request.prompt,
             "prompt_digest": _digest(request.prompt),
         }
 
