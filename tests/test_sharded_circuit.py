@@ -8,12 +8,13 @@ import sys
 # Devices can be emulated only before JAX starts, so the comparison runs in a process of its own.
 FOUR_DEVICES = """
 import dataclasses
-import jax, numpy as np
+import jax, jax.numpy as jnp, numpy as np
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_default_matmul_precision", "highest")
 from flax import nnx
 from codd_jax import HMM, CoDD, DecodeConfig
 from codd_jax.backbones import PRESETS, Transformer
+from codd_jax.circuits import Modulation
 from codd_jax.sharding import backbone_sharding, circuit_sharding, make_mesh
 
 small = dict(num_layers=1, width=32, num_heads=2, num_kv_heads=2, head_dim=16, ffn_width=48)
@@ -35,6 +36,17 @@ assert split.emission.addressable_shards[0].data.shape == (8, 32)
 shared = CoDD(nnx.merge(graphdef, state), split, mesh=mesh).generate(prompts, decode).tokens
 np.testing.assert_array_equal(alone, shared)
 assert not np.array_equal(alone, without)
+
+heads = Modulation.zeros(("latent", "transition", "emission"), 32, 8, basis=jnp.zeros((2, 64)), noise=True)
+leaves, tree = jax.tree.flatten(heads)
+leaves = [0.1 * jax.random.normal(jax.random.key(i), x.shape) for i, x in enumerate(leaves)]
+hmm = hmm.with_modulation(tree.unflatten(leaves))
+following = CoDD(backbone, hmm).generate(prompts, decode).tokens
+split = jax.device_put(hmm, circuit_sharding(hmm, mesh))
+assert split.modulation.basis.addressable_shards[0].data.shape == (2, 32)
+shared = CoDD(nnx.merge(graphdef, state), split, mesh=mesh).generate(prompts, decode).tokens
+np.testing.assert_array_equal(following, shared)
+assert not np.array_equal(following, alone)
 print("equal")
 """
 

@@ -50,8 +50,12 @@ def log_latent_of(context: Latent) -> jax.Array | None:
 
 
 def emission_change(context: Latent) -> Context | None:
-    """The context if it changes the emissions, else None."""
-    return context if isinstance(context, Context) and context.mixture is not None else None
+    """The context if it changes the emissions, else None; ValueError for a mixture without a basis or the reverse."""
+    if not isinstance(context, Context):
+        return None
+    if (context.mixture is None) != (context.basis is None):
+        raise ValueError("a context's mixture and basis belong together; one of them is None")
+    return None if context.mixture is None else context
 
 
 def batch_axes(context: Latent) -> Context | int | None:
@@ -66,8 +70,6 @@ def check_context(context: Latent, length: int, states: int) -> None:
         raise ValueError(
             f"log_latent has shape {log_latent.shape}; the window needs [..., {length}, {states}] (positions, states)"
         )
-    if isinstance(context, Context) and (context.mixture is None) != (context.basis is None):
-        raise ValueError("a context's mixture and basis belong together; one of them is None")
     if change is not None and change.mixture.shape[-3:] != (length, change.basis.shape[0], states):
         raise ValueError(
             f"mixture has shape {change.mixture.shape}; the window and a basis of {change.basis.shape[0]} rows need "

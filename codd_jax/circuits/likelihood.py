@@ -7,7 +7,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from codd_jax.circuits.context import Latent, log_latent_of
+from codd_jax.circuits.context import Latent, check_context, log_latent_of
 from codd_jax.circuits.hmm import HMM, NORMALIZATIONS
 from codd_jax.circuits.messages import (
     check_window,
@@ -38,6 +38,7 @@ def conditional_log_likelihood(
     if normalization not in NORMALIZATIONS:
         raise ValueError(f"normalization is {normalization!r}; it must be one of {', '.join(NORMALIZATIONS)}")
     check_window(hmm, log_phi, tokens, known)
+    check_context(log_latent, hmm.length, hmm.num_states)
     observed = known_leaf_values(hmm, tokens, log_latent)
     masked = masked_leaf_values(hmm, log_phi, ~known, log_latent)
     chosen = jnp.take_along_axis(log_phi, jnp.clip(tokens, 0, hmm.vocab_size - 1)[:, None], axis=-1)[:, 0]

@@ -38,6 +38,7 @@ def leaf_values(
       Known positions: log E[z, x_t].
     """
     check_window(hmm, log_phi, tokens, known)
+    check_context(context, hmm.length, hmm.num_states)
     if log_phi is None or hmm.normalization == "local":
         masked = jnp.zeros((), logspace.compute_dtype(hmm.initial))
     else:

@@ -17,6 +17,7 @@ from codd_jax.circuits import HMM
 from codd_jax.decoding.blocks import block_window_start
 from codd_jax.decoding.cache import CachedDenoiser, cache_span, read_memory, refresh
 from codd_jax.decoding.canvas import Block, Canvas
+from codd_jax.decoding.denoiser import check_hidden
 from codd_jax.decoding.regions import competing, rows_at_work
 from codd_jax.decoding.schedule import block_steps
 from codd_jax.decoding.steps import commit_step, take_step
@@ -261,6 +262,8 @@ def check_fit(denoiser: Any, strategy: Strategy, numbers: Numbers, hmm: HMM | No
             raise ValueError(
                 f"coupling={strategy.coupling!r} needs a circuit, but none was given; pass hmm= or set coupling='none'"
             )
+        if hmm.modulation is not None:
+            check_hidden(denoiser)
         if hmm.length != strategy.window_length:
             raise ValueError(
                 f"the circuit covers {hmm.length} tokens, the strategy's windows {strategy.window_length}; "

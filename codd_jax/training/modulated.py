@@ -1,4 +1,4 @@
-"""Heads for a circuit that is to follow the context, and the rates at which they and the circuit learn.
+"""Heads for a circuit that is to follow the context.
 
 Trained from scratch at the circuit's own rate, heads explain the latent states away and the coupling is lost. They are
 therefore put on a trained circuit and learn slowly, while the circuit goes on learning.
@@ -7,11 +7,9 @@ therefore put on a trained circuit and learn slowly, while the circuit goes on l
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from codd_jax.circuits import HMM, Modulation
 from codd_jax.circuits.modulation import check_kinds
@@ -58,20 +56,3 @@ def emission_basis(key: jax.Array, hmm: HMM, rank: int) -> jax.Array:
     emission = hmm.emission.astype(jnp.float32)
     emission = emission if emission.ndim == 2 else emission.mean(0)
     return jnp.log(jnp.matmul(weights, emission, precision=jax.lax.Precision.HIGHEST) + 1e-30)
-
-
-def label_heads(params: Any) -> Any:
-    """A tree of "heads" (below a field or key `modulation`) and "circuit" in the shape of `params`."""
-
-    def label(path: tuple, _: Any) -> str:
-        names = {getattr(entry, "name", getattr(entry, "key", None)) for entry in path}
-        return "heads" if "modulation" in names else "circuit"
-
-    return jax.tree_util.tree_map_with_path(label, params)
-
-
-def modulated_optimizer(
-    circuit: optax.GradientTransformation, heads: optax.GradientTransformation
-) -> optax.GradientTransformation:
-    """One optimiser for both: `heads` for what lies below `modulation` in the parameters, `circuit` for the rest."""
-    return optax.partition({"circuit": circuit, "heads": heads}, label_heads)
