@@ -1,7 +1,9 @@
 """Heads for a circuit that is to follow the context.
 
 Trained from scratch at the circuit's own rate, heads explain the latent states away and the coupling is lost. They are
-therefore put on a trained circuit and learn slowly, while the circuit goes on learning.
+therefore put on a trained circuit and learn slowly while the circuit goes on learning: Adam at 0.003 for the heads and
+0.02 for the circuit (`CircuitTraining(rate=0.02, modulation_rate=0.003)`). Heads scale their inputs, so that one rate
+serves backbones of every width.
 """
 
 from __future__ import annotations
@@ -14,9 +16,6 @@ import jax.numpy as jnp
 from codd_jax.circuits import HMM, Modulation
 from codd_jax.circuits.modulation import check_kinds
 
-# Adam's rates on the demo's circuit; heads scale their inputs, so that theirs serves backbones of every width.
-HEAD_RATE = 0.003
-CIRCUIT_RATE = 0.02
 # Of the emissions' low-rank change.
 RANK = 4
 
