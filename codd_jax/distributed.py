@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -48,8 +47,6 @@ def initialize(coordinator: str | None = None, num_processes: int | None = None,
         options = {"coordinator_address": coordinator, "num_processes": num_processes, "process_id": process_id}
     elif any(given):
         raise ValueError("--coordinator auto finds out by itself: leave out --num_processes and --process_id")
-    if os.environ.get("JAX_PLATFORMS") == "cpu":
-        jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
         jax.distributed.initialize(**options)
     except (RuntimeError, ValueError) as error:

@@ -97,7 +97,8 @@ def run_and_report(options: Options, preset: TaskPreset) -> None:
     except KeyboardInterrupt:
         print("\ninterrupted; finished problems are kept, the same command continues", file=sys.stderr)
         sys.exit(130)
-    print(figures(folder))
+    if distributed.is_first():
+        print(figures(folder))
 
 
 def run_many(args: argparse.Namespace, preset: TaskPreset) -> None:
@@ -111,7 +112,8 @@ def run_many(args: argparse.Namespace, preset: TaskPreset) -> None:
     except KeyboardInterrupt:
         print("\ninterrupted; finished problems are kept, the same command continues", file=sys.stderr)
         sys.exit(130)
-    print(folder / grid.INDEX)
+    if distributed.is_first():
+        print(folder / grid.INDEX)
     if failed:
         listed = "\n".join(f"  {name}: {reason}" for name, reason in failed.items())
         raise ValueError(f"{len(failed)} of the runs failed; the others are finished:\n{listed}")

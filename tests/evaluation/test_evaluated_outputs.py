@@ -28,7 +28,8 @@ def test_evaluated_answers_are_the_loops(fixtures_dir, task, tmp_path, name):
     samples = {sample["doc_id"]: sample for sample in read_samples(tmp_path / "run")}
     assert summary["total"] == len(samples) == 7
     strategy, numbers = model.split(config)
-    for request in build_requests(task, model.tokenizer, TASKS["gsm8k"].system_prompt, limit=None)[::2]:
+    # The seventh problem is the first once more, and draws by a seed of its own.
+    for request in build_requests(task, model.tokenizer, TASKS["gsm8k"].system_prompt, limit=6)[::2]:
         prompt = encode_text(model.tokenizer, request.args[0])
         canvas = decoding.make_canvas([prompt], 24, model.config.mask_id, model.config.pad_id, bucket=64)
         out = decoding.decode(model.denoiser, model.params, canvas, strategy, numbers, hmm=model.hmm)
