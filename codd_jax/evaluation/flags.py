@@ -46,13 +46,26 @@ def plain_warnings() -> Iterator[None]:
 
 def add_benchmark_flags(parser: argparse.ArgumentParser, preset: TaskPreset) -> None:
     """Adds the flags that all benchmark scripts share, in groups; defaults of None mean "as the preset says"."""
+    _add_flags_of_model_and_decoding(parser, preset)
+    _add_task_flags(parser.add_argument_group("task and results").add_argument, preset)
+    _add_run_flags(parser.add_argument_group("many runs, many hosts").add_argument)
+
+
+def add_model_flags(parser: argparse.ArgumentParser, preset: TaskPreset) -> None:
+    """Adds the flags of model, circuit and decoding; `options.read_options` finds the others at their defaults."""
+    unseen = argparse.ArgumentParser()
+    _add_task_flags(unseen.add_argument, preset)
+    shown = vars(parser.parse_known_args([])[0])
+    parser.set_defaults(**{name: value for name, value in vars(unseen.parse_args([])).items() if name not in shown})
+    _add_flags_of_model_and_decoding(parser, preset)
+
+
+def _add_flags_of_model_and_decoding(parser: argparse.ArgumentParser, preset: TaskPreset) -> None:
     _add_model_flags(parser.add_argument_group("model").add_argument)
     _add_circuit_flags(parser.add_argument_group("circuit").add_argument, preset)
     _add_decoding_flags(
         parser.add_argument_group("decoding (defaults registered in codd_jax/evaluation/presets.py)").add_argument
     )
-    _add_task_flags(parser.add_argument_group("task and results").add_argument, preset)
-    _add_run_flags(parser.add_argument_group("many runs, many hosts").add_argument)
 
 
 def _add_model_flags(add) -> None:
