@@ -1,4 +1,4 @@
-"""Does a model fit on these devices, and what does a step cost there: estimates, the compiler's word, one report."""
+"""Does a model fit on these devices, and what does a step cost there: estimates and the compiler's word."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from codd_jax.backbones.config import BackboneConfig, check_length
 from codd_jax.decoding import DecodeConfig
 from codd_jax.decoding.proposals import CHUNK
 from codd_jax.sharding import make_mesh, mesh_shape
-
-GIB = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +47,7 @@ class Question:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Place:
+class Place:
     """Where: the devices (none where nothing will be compiled), how many, what kind, and bytes of each."""
 
     devices: list[jax.Device]
@@ -70,11 +68,11 @@ def answer(question: Question) -> dict[str, Any]:
     """
     config, circuit = question.config, question.circuit
     check_length(config, question.length)
-    place = _find(question)
+    place = find_place(question.topology, question.compile)
     dtype = question.dtype or ("float32" if place.cpu else "bfloat16")
     shape = _step_shape(question, dtype)
     meshes = planning.rank_meshes(config, shape, circuit, place.number, place.memory, place.chip)
-    split = _read_split(question.mesh, question.batch, place.number) if question.mesh else meshes[0].split
+    split = read_split(question.mesh, question.batch, place.number) if question.mesh else meshes[0].split
     chosen = planning.estimate(config, shape, circuit, split, place.memory, place.chip)
     enough = None if place.memory is None else planning.devices_needed(config, shape, circuit, place.memory)
     report = {
@@ -95,7 +93,7 @@ def answer(question: Question) -> dict[str, Any]:
         "weight_bytes": costs.parameter_bytes(config, shape.value_bytes, split),
         "circuit_bytes": costs.circuit_bytes(circuit, split) if circuit else 0,
         "estimate_bytes": chosen.bytes,
-        "parts": _parts(costs.step_costs(config, shape, circuit, split), place.chip),
+        "parts": timed_parts(costs.step_costs(config, shape, circuit, split), place.chip),
         "floors": _floors(config, shape, circuit, split, place.chip),
         "meshes": [
             {"mesh": each.spec, "bytes": each.bytes, "fits": each.fits, "seconds": each.seconds} for each in meshes
@@ -108,18 +106,19 @@ def answer(question: Question) -> dict[str, Any]:
     return report | said | (_compile(question, place, shape, split, dtype) if question.compile else {})
 
 
-def _find(question: Question) -> _Place:
-    if question.topology is None:
+def find_place(topology: str | None, compiling: bool) -> Place:
+    """The devices at hand, or those of a TPU slice; ValueError for no such slice, ModuleNotFoundError for no libtpu."""
+    if topology is None:
         devices = jax.devices()
         kind = devices[0].device_kind
-        return _Place(devices, len(devices), kind, chips.find_chip(kind), chips.memory_of(devices[0]))
-    chip, number = chips.find_slice(question.topology)
+        return Place(devices, len(devices), kind, chips.find_chip(kind), chips.memory_of(devices[0]))
+    chip, number = chips.find_slice(topology)
     devices = []
-    if question.compile:
+    if compiling:
         # With libtpu installed JAX would look for a TPU; only its compiler is wanted.
         jax.config.update("jax_platforms", "cpu")
-        devices = programs.describe_topology(question.topology)
-    return _Place(devices, number, question.topology, chip, chip.memory_bytes)
+        devices = programs.describe_topology(topology)
+    return Place(devices, number, topology, chip, chip.memory_bytes)
 
 
 def _step_shape(question: Question, dtype: str) -> costs.StepShape:
@@ -134,7 +133,8 @@ def _step_shape(question: Question, dtype: str) -> costs.StepShape:
     return costs.StepShape(question.batch, question.length, ranked, computed, size, draws)
 
 
-def _read_split(spec: str, batch: int, number: int) -> costs.Split:
+def read_split(spec: str, batch: int, number: int) -> costs.Split:
+    """A mesh's sizes; ValueError where it needs more devices than `number` or does not divide the batch."""
     split = costs.Split(*mesh_shape(spec, number))
     if batch % split.data:
         raise ValueError(
@@ -143,7 +143,8 @@ def _read_split(spec: str, batch: int, number: int) -> costs.Split:
     return split
 
 
-def _parts(step: dict[str, costs.Cost], chip: chips.Chip | None) -> dict[str, Any]:
+def timed_parts(step: dict[str, costs.Cost], chip: chips.Chip | None) -> dict[str, Any]:
+    """Costs for JSON, with the floors of each where the chip is known."""
     parts: dict[str, Any] = {}
     for name, cost in step.items():
         parts[name] = {"flops": cost.flops, "bytes": cost.bytes}
@@ -160,7 +161,7 @@ def _floors(config, shape, circuit, split, chip: chips.Chip | None) -> dict[str,
     return dataclasses.asdict(found) | {"links": links}
 
 
-def _compile(question: Question, place: _Place, shape, split: costs.Split, dtype: str) -> dict[str, Any]:
+def _compile(question: Question, place: Place, shape, split: costs.Split, dtype: str) -> dict[str, Any]:
     """What the compiler says: of the program, and of one layer beside the analytic count."""
     config, circuit = question.config, question.circuit
     decode = DecodeConfig(
@@ -196,92 +197,3 @@ def _compile(question: Question, place: _Place, shape, split: costs.Split, dtype
         "compiled": dataclasses.asdict(footprint) | {"program": kind, "seconds": round(seconds, 1)},
         "layer": {"analytic_flops": sum(one), "xla_flops": counted, "ratio": counted / sum(one)},
     }
-
-
-def render(report: dict[str, Any]) -> str:
-    """The report as text."""
-    circuit, memory = report["circuit"], report["memory_bytes"]
-    sizes = "no circuit"
-    if circuit:
-        sizes = (
-            f"circuit of {circuit['num_states']} states, {circuit['vocab_size']} tokens, windows of {circuit['length']}"
-        )
-    lines = [
-        f"{report['backbone']}: {report['weights'] / 1e9:.3g} billion weights in {report['dtype']}; {sizes}",
-        f"{report['batch']} row(s) of {report['length']} positions, coupling {report['coupling']}, "
-        f"cache {report['cache']}",
-        f"{report['chip']}: {report['devices']} device(s)"
-        + (f" of {memory / GIB:.4g} GiB" if memory else "")
-        + f", mesh {report['mesh']}",
-        "",
-        *_memory_lines(report),
-        "",
-        *_cost_lines(report),
-        "",
-        *_verdict(report),
-    ]
-    return "\n".join(lines)
-
-
-def _memory_lines(report: dict[str, Any]) -> list[str]:
-    rows = [("weights", report["weight_bytes"]), ("circuit", report["circuit_bytes"])]
-    rows += [("all, estimated", report["estimate_bytes"])]
-    if compiled := report["compiled"]:
-        rows += [
-            ("arguments, compiled", compiled["argument_bytes"]),
-            ("working memory", compiled["temporary_bytes"]),
-            ("code", compiled["code_bytes"]),
-            ("peak", compiled["peak_bytes"]),
-        ]
-    return ["MiB per device"] + [f"  {name:<22}{size / 2**20:>12,.1f}" for name, size in rows]
-
-
-def _cost_lines(report: dict[str, Any]) -> list[str]:
-    timed = report["floors"] is not None
-    lines = [
-        f"{'a step, per device':<24}{'GFLOP':>12}{'MB':>12}" + (f"{'arithmetic':>14}{'memory':>12}" if timed else "")
-    ]
-    for name, part in report["parts"].items():
-        line = f"  {name:<22}{part['flops'] / 1e9:>12,.2f}{part['bytes'] / 1e6:>12,.1f}"
-        lines.append(line + (f"{1e3 * part['arithmetic']:>11.3f} ms{1e3 * part['memory']:>9.3f} ms" if timed else ""))
-    if timed:
-        floors = {name: 1e3 * seconds for name, seconds in report["floors"].items()}
-        lines.append(
-            f"floors: arithmetic {floors['arithmetic']:.3g} ms, memory {floors['memory']:.3g} ms, the larger of both "
-            f"part by part {floors['together']:.3g} ms; links {floors['links']:.3g} ms on top"
-        )
-    if layer := report["layer"]:
-        lines.append(
-            f"one layer: {layer['xla_flops'] / 1e9:,.2f} GFLOP by XLA's count, {layer['analytic_flops'] / 1e9:,.2f} by "
-            f"ours (ratio {layer['ratio']:.4f})"
-        )
-    if compiled := report["compiled"]:
-        for kind, (number, size) in compiled["collectives"].items():
-            lines.append(f"{kind}: {number} in the program, {size / 1e6:,.2f} MB in all")
-    return lines
-
-
-def _verdict(report: dict[str, Any]) -> list[str]:
-    compiled = report["compiled"]
-    said = {True: "fits", False: "does not fit", None: "fits, if the memory suffices: its size is not known"}
-    how = "by estimate"
-    if report["compiler"]:
-        how = f"the compiler: {report['compiler']}"
-    elif compiled:
-        how = f"compiled in {compiled['seconds']:.0f} s"
-    lines = [f"mesh {report['mesh']} {said[report['fits']]} ({how})"]
-    if not compiled and not report["compiler"]:
-        lines += [
-            f"  {each['mesh']:<20}{each['bytes'] / GIB:>8.2f} GiB per device, "
-            + ("fits" if each["fits"] else "does not fit")
-            + (f", {1e3 * each['seconds']:.3g} ms a step at least" if each["seconds"] is not None else "")
-            for each in report["meshes"]
-        ]
-    best = report["suggested_mesh"]
-    if best is None and report["devices_needed"]:
-        lines.append(f"no mesh of these devices holds it; {report['devices_needed']} of this kind would")
-    elif best is None:
-        lines.append("no number of such devices holds it at this batch and length")
-    elif best != report["mesh"]:
-        lines.append(f"suggested: --mesh {best}")
-    return lines

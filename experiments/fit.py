@@ -1,8 +1,9 @@
-"""Will it fit, will it compile? Compiles the real denoising program from shapes alone, for a TPU slice or this machine.
+"""Will it fit, will it compile? Compiles the real programs from shapes alone, for a TPU slice or this machine.
 
-Neither weights nor a TPU are needed: the program that decoding runs is lowered with shapes and shardings, and the real
-compiler reports the memory of each device. Beside it stand the floors: what the arithmetic, the memory traffic and the
-links of that chip cost at least, from data sheets. Exit status: 0 where it fits, 1 where it does not, 2 for an error.
+Neither weights nor a TPU are needed: the program that decoding or training runs is lowered with shapes and shardings,
+and the real compiler reports the memory of each device. Beside it stand the floors: what the arithmetic, the memory
+traffic and the links of that chip cost at least, from data sheets. Exit status: 0 where it fits, 1 where it does not,
+2 for an error.
 """
 
 import argparse
@@ -10,9 +11,10 @@ import json
 import pathlib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from codd_jax.backbones.attention import IMPLEMENTATIONS
-from codd_jax.backbones.config import PRESETS, BackboneConfig, config_from_huggingface
+from codd_jax.backbones.config import PRESETS
 from codd_jax.evaluation.flags import Parser, count, plain_warnings
 
 EXAMPLES = """
@@ -28,6 +30,10 @@ more examples
     python -m experiments.fit --ckpt DIR --circuit gsm.jpc --topology v6e:2x4 --mesh data:2,model:4
   estimates for every mesh, at once, without compiling and without libtpu:
     python -m experiments.fit --preset dream-7b --topology v5e:4x4 --batch 16 --estimate
+  fine-tuning backbone and circuit together, all weights with float32 masters, or LoRA; the circuit alone:
+    python -m experiments.fit --train full --topology v6e:2x4 --batch 8
+    python -m experiments.fit --train lora --rank 16 --topology v5e:2x4 --batch 8
+    python -m experiments.fit --train circuit --topology v5e:2x4 --batch 64
 
 reading the report
   The compiler counts the body of a loop once, and with it all layers but one: its FLOPs are compared with ours for a
@@ -65,6 +71,7 @@ def make_parser() -> Parser:
         help="one step, or the loop over a block's, as with --cache (step)",
     )
     add("--attention", choices=IMPLEMENTATIONS, default="auto", help="which kernel (auto)")
+    _add_training_flags(parser.add_argument_group("a training step in place of a denoising step").add_argument)
     add = parser.add_argument_group("where").add_argument
     add("--topology", metavar="SLICE", help="a TPU slice such as v5e:2x4 (the devices at hand)")
     add("--mesh", metavar="SPEC", help='"data:2,model:4": rows over data, weights over model (the fastest that fits)')
@@ -75,82 +82,89 @@ def make_parser() -> Parser:
     return parser
 
 
+def _add_training_flags(add: Any) -> None:
+    add(
+        "--train",
+        choices=("full", "lora", "head", "none", "circuit"),
+        help="an update of joint fine-tuning with that part of the backbone, or a step of circuit training on stored "
+        "hidden states; --batch then counts its rows, or windows",
+    )
+    add("--windows", type=count(1), default=8, metavar="N", help="coupled windows of a row (8)")
+    add("--accumulate", type=count(1), default=1, metavar="N", help="parts that a batch is worked through in (1)")
+    add("--rank", type=count(1), default=16, help="of LoRA (16)")
+    add("--param_dtype", choices=("float32", "bfloat16"), default="float32", help="of trained weights (float32)")
+    add("--moment_dtype", choices=("float32", "bfloat16"), help="of Adam's first moment (as the weights)")
+    add("--no_remat", action="store_true", help="keep activations in place of computing blocks twice")
+    add("--shard_over_data", action="store_true", help="trained weights and optimiser state over the data axis, too")
+    add("--rule", default="adam", help="of circuit training (adam)")
+    add("--chunk", type=count(1), metavar="N", help="windows that a device works on at a time (all)")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Parses, compiles, prints, writes; returns the exit status."""
-    from codd_jax import fitting
+    from codd_jax.fitting_report import render
 
     parser = make_parser()
     args = parser.parse_args(argv)
     with plain_warnings():
         try:
-            report = fitting.answer(read_question(args))
+            report = ask(args) if args.train is None else ask_training(args)
             args.output_dir.mkdir(parents=True, exist_ok=True)
             path = args.output_dir / f"{report['name']}.json"
             path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         except (ValueError, OSError, ModuleNotFoundError) as error:
             parser.error(str(error))
-    print(json.dumps(report, indent=2) if args.json else f"{fitting.render(report)}\n{path}")
+    print(json.dumps(report, indent=2) if args.json else f"{render(report)}\n{path}")
     return 0 if report["fits"] in (True, None) else 1
 
 
-def read_question(args: argparse.Namespace):
-    """What is asked, with the sizes read from wherever they are."""
-    from codd_jax.fitting import Question
+def ask(args: argparse.Namespace) -> dict[str, Any]:
+    """The report of a decoding program."""
+    from codd_jax import fitting
+    from codd_jax.fitting_inputs import read_backbone, read_circuit
 
-    label, config = read_backbone(args)
-    return Question(
-        label,
-        config,
-        read_circuit(args, config),
-        args.batch,
-        args.length,
-        block_length=args.block_length,
-        coupling=args.coupling,
-        cache=args.cache,
-        dtype=args.dtype,
-        program=args.program,
-        attention=args.attention,
-        topology=args.topology,
-        mesh=args.mesh,
-        compile=not args.estimate,
+    label, config = read_backbone(args.ckpt, args.preset)
+    size = 2 if args.circuit_dtype == "bfloat16" else 4
+    circuit = None if args.coupling == "none" else read_circuit(args.circuit, config, size)
+    names = ("block_length", "coupling", "cache", "dtype", "program", "attention", "topology", "mesh")
+    settings = {name: getattr(args, name) for name in names}
+    return fitting.answer(
+        fitting.Question(label, config, circuit, args.batch, args.length, **settings, compile=not args.estimate)
     )
 
 
-def read_backbone(args: argparse.Namespace) -> tuple[str, BackboneConfig]:
-    """Its name and sizes, from --ckpt or --preset."""
-    if args.ckpt is None:
-        return args.preset or "llada-8b", PRESETS[args.preset or "llada-8b"]
-    if args.preset:
-        raise ValueError(f"--preset {args.preset} and --ckpt {args.ckpt} are two backbones; give one of them")
-    path = pathlib.Path(args.ckpt)
-    if not path.is_file():
-        from codd_jax.io import checkpoint, hub
+def ask_training(args: argparse.Namespace) -> dict[str, Any]:
+    """The report of a training step."""
+    from codd_jax.fitting_inputs import read_backbone, read_circuit
+    from codd_jax.training import joint_fitting as fitting
+    from codd_jax.training.joint_config import JointTraining
+    from codd_jax.training.lora import LoraConfig
 
-        folder = hub.resolve(args.ckpt, allow_patterns=["config.json", "codd.json", "*/config.json"])
-        path = checkpoint.parts(folder)[0] or folder
-    return path.resolve().name if path.is_dir() else path.resolve().parent.name, config_from_huggingface(path)
-
-
-def read_circuit(args: argparse.Namespace, config: BackboneConfig):
-    """The circuit's sizes, None for none; ValueError where it is over another vocabulary."""
-    from codd_jax.costs import CircuitShape
-
-    if args.circuit == "none" or args.coupling == "none":
-        return None
-    text, size = args.circuit, 2 if args.circuit_dtype == "bfloat16" else 4
-    if text is None:
-        text = f"1024,{config.vocab_size},32"
-    words = text.split(",")
-    if len(words) == 3 and all(word.strip().isdigit() for word in words):
-        states, tokens, length = map(int, words)
-    else:
-        from codd_jax.io.circuit import describe
-
-        info = describe(text)
-        states, tokens, length = info.num_states, info.vocab_size, info.length
-    if tokens != config.vocab_size:
-        raise ValueError(f"the circuit is over {tokens} tokens, the backbone over {config.vocab_size}")
-    return CircuitShape(states, tokens, length, size)
+    label, config = read_backbone(args.ckpt, args.preset)
+    circuit, dtype = read_circuit(args.circuit, config), args.dtype or "bfloat16"
+    if args.train == "circuit":
+        if circuit is None:
+            raise ValueError("--train circuit with --circuit none: there is nothing to train")
+        program = fitting.CircuitProgram(config, circuit, args.rule, args.batch, args.chunk, dtype)
+        return fitting.answer_circuit(label, program, topology=args.topology, compiling=not args.estimate)
+    training = JointTraining(
+        steps=1000,
+        batch_size=args.batch,
+        accumulate=args.accumulate,
+        train=args.train,
+        objective="factorised" if circuit is None else "coupled",
+        lora=LoraConfig(args.rank),
+        dtype=dtype,
+        param_dtype=args.param_dtype,
+        moment_dtype=args.moment_dtype,
+        remat=not args.no_remat,
+        shard_over_data=args.shard_over_data,
+    )
+    question = fitting.TrainingQuestion(
+        label, config, circuit, training, args.length, args.windows, args.attention, args.topology, args.mesh,
+        compile=not args.estimate,
+    )  # fmt: skip
+    return fitting.answer(question)
 
 
 if __name__ == "__main__":

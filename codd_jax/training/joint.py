@@ -20,7 +20,7 @@ from codd_jax.training.joint_config import JointTraining
 from codd_jax.training.joint_parts import Structure, count, flat, take_apart
 from codd_jax.training.joint_report import Point, save_report
 from codd_jax.training.joint_rows import RowSource
-from codd_jax.training.joint_step import JointState, Metrics, make_evaluate, make_update, shardings_of, start
+from codd_jax.training.joint_step import JointState, Metrics, evaluate, start, update
 from codd_jax.training.rows import Rows
 from codd_jax.training.statistics import Nats
 from codd_jax.training.store import fingerprint, fingerprint_rows
@@ -81,10 +81,9 @@ def joint_finetune(
     structure, params, frozen = take_apart(model.backbone, hmm, config, mesh)
     trained = {group: count(part) for group, part in params.items()}
     state = start(params, config, structure, mesh)
-    places = None if mesh is None else shardings_of(state, model.config, config, mesh)
     run = _Run(structure, config, mesh, source, frozen, checkpoints, progress)
     state, history = run.restore(state)
-    state = run.train(state, history, make_update(structure, config, mesh, places))
+    state = run.train(state, history)
     history_to_save = [dataclasses.asdict(point) for point in history]
     if folder is not None:
         save_report(history_to_save, pathlib.Path(folder), trained, dataclasses.asdict(config))
@@ -111,9 +110,6 @@ class _Run:
     checkpoints: TrainingCheckpoints | None
     progress: bool
 
-    def __post_init__(self):
-        self.evaluate = make_evaluate(self.structure, self.config, self.mesh)
-
     def restore(self, state: JointState) -> tuple[JointState, list[Point]]:
         """The latest checkpoint's state, in the place of `state`, and its history."""
         leaves = flat(state)
@@ -124,7 +120,7 @@ class _Run:
         history = [Point(**point) for point in self.checkpoints.notes(step)["history"]]
         return jax.tree.unflatten(jax.tree.structure(state), [stored[name] for name in leaves]), history
 
-    def train(self, state: JointState, history: list[Point], update: Any) -> JointState:
+    def train(self, state: JointState, history: list[Point]) -> JointState:
         """Updates to the end; `history` grows."""
         config, began = self.config, time.perf_counter()
         done, recent = int(state.step), []
@@ -135,7 +131,7 @@ class _Run:
             try:
                 while done < config.steps:
                     batch = jax.device_put(self.source.batch(done), batch_sharding(self.mesh))
-                    state, metrics = update(state, self.frozen, batch)
+                    state, metrics = update(state, self.frozen, batch, self.structure, config, self.mesh)
                     done += 1
                     recent.append(metrics)
                     bar.update()
@@ -163,11 +159,13 @@ class _Run:
         if held_out:
             key = jax.random.key(_VALIDATION)
             parts = [
-                self.evaluate(
+                evaluate(
                     state.params,
                     self.frozen,
                     jax.device_put(batch, batch_sharding(self.mesh)),
                     jax.random.fold_in(key, number),
+                    self.structure,
+                    self.config,
                 )
                 for number, batch in enumerate(held_out)
             ]

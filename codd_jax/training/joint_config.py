@@ -110,6 +110,10 @@ class JointTraining:
         rise = optax.linear_schedule(peak / (self.warmup + 1), peak, self.warmup)
         return optax.join_schedules([rise, fall], [self.warmup])
 
+    def program(self) -> JointTraining:
+        """The same recipe without what compiled programs do not depend on."""
+        return dataclasses.replace(self, validate_every=1, save_every=1, seed=0)
+
     def settings(self) -> dict[str, Any]:
         """What a resumed run must have in common with the first; how often it looks around is free."""
         facts = dataclasses.asdict(self)

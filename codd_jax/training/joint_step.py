@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -78,68 +79,80 @@ def make_optimizer(config: JointTraining) -> optax.GradientTransformation:
     return optax.multi_transform({group: adam(group) for group in groups}, lambda params: {key: key for key in params})
 
 
+def first_state(params: Any, config: JointTraining) -> JointState:
+    """The state before the first update."""
+    key = jax.random.fold_in(jax.random.key(config.seed), 1)
+    return JointState(params, make_optimizer(config).init(params), jnp.zeros((), jnp.int32), key)
+
+
 def start(params: Any, config: JointTraining, structure: Structure, mesh: Mesh | None = None) -> JointState:
-    """The state before the first update, the optimiser's placed as the parameters are."""
-
-    def make(params: Any) -> JointState:
-        key = jax.random.fold_in(jax.random.key(config.seed), 1)
-        return JointState(params, make_optimizer(config).init(params), jnp.zeros((), jnp.int32), key)
-
-    places = None if mesh is None else shardings_of(jax.eval_shape(make, params), structure.config, config, mesh)
-    return jax.jit(make, out_shardings=places, donate_argnums=0)(params)
+    """`first_state`, placed on the mesh; the given parameters' memory is reused."""
+    return jax.jit(lambda params: _kept(first_state(params, config), structure, config, mesh), donate_argnums=0)(params)
 
 
-def shardings_of(state: JointState, backbone: Any, config: JointTraining, mesh: Mesh) -> JointState:
-    """A state of shapes with a sharding for every array."""
-    params = param_shardings(state.params, backbone, mesh, config.shard_over_data)
-    everywhere = replicated(mesh)
+def places(state: JointState, structure: Structure, config: JointTraining, mesh: Mesh) -> JointState:
+    """A state with a sharding in the place of every array: an optimiser's state lies where its parameters lie."""
+    params = param_shardings(state.params, structure.config, mesh, config.shard_over_data)
     optimizer = state_shardings(state.opt_state, state.params, params, mesh)
-    return JointState(params, optimizer, everywhere, everywhere)
+    return JointState(params, optimizer, replicated(mesh), replicated(mesh))
 
 
-def make_update(
-    structure: Structure, config: JointTraining, mesh: Mesh | None = None, places: JointState | None = None
-) -> Callable[[JointState, Any, RowBatch], tuple[JointState, Metrics]]:
-    """Compile one update.
+def _kept(state: JointState, structure: Structure, config: JointTraining, mesh: Mesh | None) -> JointState:
+    """Inside a program: the state, kept where it belongs."""
+    if mesh is None:
+        return state
+    return jax.lax.with_sharding_constraint(state, places(state, structure, config, mesh))
+
+
+def update(
+    state: JointState, frozen: Any, batch: RowBatch, structure: Structure, config: JointTraining, mesh: Mesh | None
+) -> tuple[JointState, Metrics]:
+    """One update; jitted, the given state's memory is reused.
 
     Args:
-      structure: of the model. config: of the run.
-      mesh: rows are spread over its data axis. places: shardings of the state, with a mesh.
+      state: where training stands. frozen: what is not trained.
+      batch: clean rows, spread over the data axis where there is a mesh.
+      structure: of the model. config: of the run, as `JointTraining.program` gives it. mesh: None for one device.
 
     Returns:
-      `update(state, frozen, batch)` → (next state, metrics), jitted; the given state's memory is reused.
+      The next state, and what the update says of itself.
     """
-    optimizer = make_optimizer(config)
-
-    def update(state: JointState, frozen: Any, batch: RowBatch) -> tuple[JointState, Metrics]:
-        masked = mask_batch(jax.random.fold_in(state.key, state.step), batch, structure, config)
-        total = _total_weight(masked, batch.rows.window, config)
-
-        def loss(params: Any, part: MaskedRows) -> tuple[jax.Array, Nats]:
-            value, nats = objective(structure, config, params, frozen, part, batch.rows.window)
-            return -value / total, nats
-
-        gradient = jax.value_and_grad(loss, has_aux=True)
-        (value, nats), gradients = _accumulate(gradient, state.params, masked, config.accumulate, mesh)
-        changes, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, changes)
-        norms = {group: optax.global_norm(part) for group, part in gradients.items()}
-        return JointState(params, opt_state, state.step + 1, state.key), Metrics(value, nats, norms)
-
-    out = None if mesh is None else (places, replicated(mesh))
-    return jax.jit(update, donate_argnums=0, out_shardings=out)
+    return compiled_update(state, frozen, batch, structure, config.program(), mesh)
 
 
-def make_evaluate(
-    structure: Structure, config: JointTraining, mesh: Mesh | None = None
-) -> Callable[[Any, Any, RowBatch, jax.Array], Nats]:
-    """Compile `evaluate(params, frozen, batch, key)` → `Nats` of one masking of the batch, drawn with `key`."""
+@functools.partial(jax.jit, static_argnums=(3, 4, 5), donate_argnums=0)
+def compiled_update(
+    state: JointState, frozen: Any, batch: RowBatch, structure: Structure, config: JointTraining, mesh: Mesh | None
+) -> tuple[JointState, Metrics]:
+    """`update` itself, to lower and compile from shapes alone."""
+    masked = mask_batch(jax.random.fold_in(state.key, state.step), batch, structure, config)
+    total = _total_weight(masked, batch.rows.window, config)
 
-    def evaluate(params: Any, frozen: Any, batch: RowBatch, key: jax.Array) -> Nats:
-        masked = mask_batch(key, batch, structure, config)
-        return objective(structure, config, params, frozen, masked, batch.rows.window)[1]
+    def loss(params: Any, part: MaskedRows) -> tuple[jax.Array, Nats]:
+        value, nats = objective(structure, config, params, frozen, part, batch.rows.window)
+        return -value / total, nats
 
-    return jax.jit(evaluate, out_shardings=None if mesh is None else replicated(mesh))
+    gradient = jax.value_and_grad(loss, has_aux=True)
+    (value, nats), gradients = _accumulate(gradient, state.params, masked, config.accumulate, mesh)
+    changes, opt_state = make_optimizer(config).update(gradients, state.opt_state, state.params)
+    after = JointState(optax.apply_updates(state.params, changes), opt_state, state.step + 1, state.key)
+    norms = {group: _norm(part) for group, part in gradients.items()}
+    return _kept(after, structure, config, mesh), Metrics(value, nats, norms)
+
+
+def evaluate(
+    params: Any, frozen: Any, batch: RowBatch, key: jax.Array, structure: Structure, config: JointTraining
+) -> Nats:
+    """Nats of one masking of a batch, drawn with `key`; jitted."""
+    return _evaluate(params, frozen, batch, key, structure, config.program())
+
+
+@functools.partial(jax.jit, static_argnums=(4, 5))
+def _evaluate(
+    params: Any, frozen: Any, batch: RowBatch, key: jax.Array, structure: Structure, config: JointTraining
+) -> Nats:
+    masked = mask_batch(key, batch, structure, config)
+    return objective(structure, config, params, frozen, masked, batch.rows.window)[1]
 
 
 def mask_batch(key: jax.Array, batch: RowBatch, structure: Structure, config: JointTraining) -> MaskedRows:
@@ -228,6 +241,11 @@ def _accumulate(gradient: Callable, params: Any, rows: MaskedRows, parts: int, m
 
     total, _ = jax.lax.scan(add, nothing, jax.tree.map(cut, rows))
     return jax.tree.map(lambda x, shape: x.astype(shape.dtype), total, shapes)
+
+
+def _norm(tree: Any) -> jax.Array:
+    """Of all values together."""
+    return jnp.sqrt(sum(jnp.sum(jnp.square(x.astype(jnp.float32))) for x in jax.tree.leaves(tree)))
 
 
 def _decayed(params: Any) -> Any:

@@ -68,6 +68,9 @@ def test_estimates_need_no_compiler(capsys, tmp_path):
         (["--topology", "v5e:2x4", "--mesh", "model:16"], "needs 16 devices and there are 8"),
         (["--topology", "v5e:2x4", "--mesh", "data:2"], "does not divide a batch of 1"),
         (["--length", "200000"], "exceeds the limit of 131072"),
+        (["--train", "full", "--windows", "99"], "99 windows of 32 tokens are more than a row of 768 positions"),
+        (["--train", "circuit", "--circuit", "none"], "nothing to train"),
+        (["--train", "lora", "--batch", "6", "--accumulate", "4"], "cannot be worked through in 4 equal parts"),
     ],
 )
 def test_questions_that_make_no_sense_are_one_message(capsys, tmp_path, words, said):
@@ -108,6 +111,46 @@ def test_collectives_are_counted_with_their_sizes():
         "collective-permute": (1, 64),
         "all-gather": (1, 128),
     }
+
+
+@pytest.mark.parametrize("train", ["full", "lora"])
+def test_a_small_update_on_this_machine(capsys, tmp_path, train):
+    words = [*SMALL, "--train", train, "--rank", "4", "--windows", "4", "--dtype", "float32"]
+    status, report = ask(capsys, tmp_path, *words)
+    assert status == 0 and report["fits"] and report["train"] == train and report["mesh"] == "data:1,model:1"
+    config, circuit = PRESETS["llada-1m"], 16 * (1 + 16 + 512)
+    weights = config.num_params if train == "full" else 4 * 4 * (4 * 256 + 3 * (128 + 384))
+    assert report["trained"] == weights + circuit and report["trained_bytes"] == 4 * report["trained"]
+    assert report["frozen_bytes"] == (0 if train == "full" else 4 * config.num_params)
+    # Adam's two moments, and its counters.
+    assert 8 * report["trained"] <= report["optimiser_bytes"] < 8 * report["trained"] + 64
+    inputs = report["trained_bytes"] + report["optimiser_bytes"] + report["frozen_bytes"]
+    assert inputs <= report["compiled"]["argument_bytes"] < inputs + 4096
+    assert 1 <= report["layer"]["ratio"] < 1.15
+
+
+def test_a_step_of_circuit_training_on_this_machine(capsys, tmp_path):
+    status, report = ask(capsys, tmp_path, *SMALL, "--train", "circuit", "--dtype", "float32")
+    assert status == 0 and report["fits"] and report["train"] == "circuit"
+    values = 4 * 16 * (1 + 16 + 512)
+    assert report["trained_bytes"] == values and report["optimiser_bytes"] == 2 * values
+    inputs = 3 * values + 4 * 512 * 128
+    assert inputs <= report["compiled"]["argument_bytes"] < inputs + 32768
+
+
+def test_a_slice_for_all_weights_and_one_for_lora(capsys, tmp_path):
+    words = ["--topology", "v6e:2x4", "--estimate", "--batch", "8"]
+    status, report = ask(capsys, tmp_path, "--train", "full", *words)
+    assert status == 0 and report["suggested_mesh"] == "data:1,model:8"
+    # 16 bytes a weight: float32 weights, gradients and two moments, of backbone and circuit.
+    state = [report[f"{name}_bytes"] for name in ("trained", "optimiser", "gradient")]
+    assert sum(state) == pytest.approx(16 * report["trained"] / 8, rel=0.01)
+    spread = ask(capsys, tmp_path, "--train", "full", *words, "--mesh", "data:8", "--shard_over_data")[1]
+    assert spread["fits"] and spread["optimiser_bytes"] == pytest.approx(report["optimiser_bytes"], rel=0.01)
+    assert ask(capsys, tmp_path, "--train", "full", *words, "--mesh", "data:8")[0] == 1
+    small = ask(capsys, tmp_path, "--train", "lora", "--topology", "v5e:2x4", "--estimate", "--batch", "8")
+    assert small[0] == 0 and small[1]["trained"] < 0.03 * small[1]["weights"]
+    assert ask(capsys, tmp_path, "--train", "full", "--topology", "v5e:2x4", "--estimate", "--batch", "8")[0] == 1
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
