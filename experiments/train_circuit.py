@@ -10,7 +10,8 @@ import sys
 from collections.abc import Sequence
 
 from codd_jax.compilation import enable_compilation_cache
-from codd_jax.evaluation.flags import Parser, count, number, plain_warnings
+from codd_jax.evaluation.flags import Parser, plain_warnings
+from codd_jax.training.circuit_flags import add_data_flags, add_training_flags
 
 EXAMPLES = """
 examples
@@ -37,78 +38,22 @@ what comes out (--output_dir)
 rules: adam (or adamax, lion, rmsprop, momentum, sgd) on logits; em and anemone, for log p(x); dual_ratio (with
   --normalization local) and ebw, for the conditional log-likelihood by counts. docs/optimisers.md compares them.
 """
-DEMO_FLAGS = {
-    "rule",
-    "rate",
-    "momentum",
-    "schedule",
-    "steps",
-    "seconds",
-    "weighting",
-    "normalization",
-    "validate_every",
-}
-DEMO_FLAGS |= {"patience", "states", "init", "modulation", "modulation_rate", "masks", "masking", "on_the_fly", "store"}
-DEMO_FLAGS |= {"batch_size", "mesh", "seed", "output_dir", "to_jpc", "chunk", "potentials_dtype", "windows_per_row"}
+# What only a backbone of one's own has; the demo takes all other flags.
+OWN_FLAGS = {"data", "validation", "held_out", "question_field", "answer_field", "system", "split", "limit"}
+OWN_FLAGS |= {"max_length", "dtype", "window"}
 
 
 def make_parser() -> Parser:
     """The command line."""
     name = "python -m experiments.train_circuit"
     parser = Parser(prog=name, usage=f"{name} [flags]", description=__doc__, epilog=EXAMPLES)
-    add = parser.add_argument_group("backbone and data").add_argument
-    add("--llada_ckpt", metavar="CKPT", help="LLaDA: a hub id, a HuggingFace folder, or a folder made by `convert`")
-    add("--dream_ckpt", metavar="CKPT", help="the same for Dream; give one of the two, or none for the demo")
-    add("--data", metavar="DATA", help="a JSONL file or a hub data set (openai/gsm8k:main) of questions and answers")
-    add("--validation", metavar="DATA", help="the same, held out; else a random part of --data")
-    add("--held_out", type=count(0), default=256, metavar="N", help="examples to validate on (%(default)s)")
-    add("--question_field", default="question", metavar="NAME", help="of a record (%(default)s)")
-    add("--answer_field", default="answer", metavar="NAME", help="(%(default)s); records with `messages` are chats")
-    add("--system", metavar="TEXT", help="a system message before every question")
-    add("--split", default="train", help="of a hub data set or a folder (%(default)s)")
-    add("--limit", type=count(1), metavar="N", help="the first N examples only")
-    add("--max_length", type=count(1), default=1024, metavar="L", help="longer rows are left out (%(default)s)")
-    add("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of the backbone (%(default)s)")
-    add = parser.add_argument_group("windows and hidden states").add_argument
-    add("--window", type=count(1), default=32, metavar="T", help="tokens of a window (%(default)s)")
-    add("--masking", choices=("uniform", "blockwise"), default="uniform", help="every solution token with probability "
-        "t, or as block-wise decoding meets them (%(default)s)")  # fmt: skip
-    add("--masks", type=count(1), default=4, metavar="N", help="maskings of every example (%(default)s)")
-    add("--store", type=pathlib.Path, metavar="DIR", help="of the hidden states (states in --output_dir)")
-    add("--on_the_fly", action="store_true", help="store nothing: run the backbone at every step")
-    add("--windows_per_row", type=count(1), default=4, metavar="N", help="with --on_the_fly, of a row (%(default)s)")
-    _add_training_flags(parser)
+    add_data_flags(parser)
+    add_training_flags(parser)
     add = parser.add_argument_group("results").add_argument
     add("--output_dir", type=pathlib.Path, default=pathlib.Path("runs/circuit"), metavar="DIR", help="(%(default)s)")
     add("--to_jpc", action="store_true", help="write the circuit as .jpc, too, for PyJuice")
     add("--true_size", action="store_true", help="train nothing: time a step of the published size")
     return parser
-
-
-def _add_training_flags(parser: Parser) -> None:
-    add = parser.add_argument_group("circuit and training").add_argument
-    add("--states", type=count(1), default=1024, metavar="H", help="latent states (1024; the demo: 64)")
-    add("--init", default="data", metavar="HOW", help="data: token statistics; uniform: near the backbone itself; or a "
-        "circuit to start from (%(default)s)")  # fmt: skip
-    add("--modulation", metavar="KINDS", help="heads that follow the context: latent, transition, emission, and noise "
-        "to tell them how much is masked; best on a trained circuit (--init DIR)")  # fmt: skip
-    add("--rule", default="adam", help="see below (%(default)s)")
-    add("--rate", type=number, help="learning rate or step size (the rule's own)")
-    add("--modulation_rate", type=number, default=0.003, help="of the heads (%(default)s)")
-    add("--momentum", type=number, help="of expected counts (the rule's own)")
-    add("--schedule", choices=("cosine", "linear", "constant"), default="cosine", help="of the rates (%(default)s)")
-    add("--steps", type=count(1), metavar="N", help="(2000, without --seconds)")
-    add("--seconds", type=number, help="processor seconds of this process in place of steps; the demo: 240")
-    add("--batch_size", type=count(1), default=64, metavar="B", help="windows of a step (%(default)s)")
-    add("--chunk", type=count(1), metavar="N", help="windows that a device works on at a time, to save memory (all)")
-    add("--weighting", choices=("uniform", "1/sqrt(t)", "1/t"), default="uniform", help="of windows by their "
-        "masked share t (%(default)s)")  # fmt: skip
-    add("--normalization", choices=("global", "local"), default="global", help="of the objective (%(default)s)")
-    add("--potentials_dtype", choices=("float32", "bfloat16"), default="float32", help="(%(default)s)")
-    add("--validate_every", type=count(0), default=100, metavar="N", help="steps; 0: at the end only (%(default)s)")
-    add("--patience", type=count(1), metavar="N", help="stop after N validations without a better one, keep the best")
-    add("--mesh", metavar="SPEC", help='devices, as "data:8": every batch is split over all of them')
-    add("--seed", type=count(0), default=0, metavar="N", help="(%(default)s)")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -138,8 +83,8 @@ def train(parser: Parser, args: argparse.Namespace) -> str:
         from experiments.demo_task.circuit import train_demo_circuit
 
         given = {name: value for name, value in vars(args).items() if value != parser.get_default(name)}
-        if given.keys() - DEMO_FLAGS:
-            listed = ", ".join(f"--{name}" for name in sorted(given.keys() - DEMO_FLAGS))
+        if given.keys() & OWN_FLAGS:
+            listed = ", ".join(f"--{name}" for name in sorted(given.keys() & OWN_FLAGS))
             raise ValueError(f"{listed} without a backbone; give --llada_ckpt or --dream_ckpt, or leave them out")
         trained, paths = train_demo_circuit(args, given)
     lines = [

@@ -42,7 +42,7 @@ _SHARED = (
 _OWN = (
     *("data", "validation", "held_out", "question_field", "answer_field", "system", "split", "limit", "max_length"),
     *("window", "states", "init", "modulation", "masks", "masking", "on_the_fly", "windows_per_row", "batch_size"),
-    *("dtype", "mesh", "seed", "to_jpc"),
+    *("dtype", "mesh", "seed", "data_seed", "to_jpc"),
 )
 
 
@@ -56,12 +56,14 @@ class CircuitJob:
         `dataset.read_examples` and `rows.lay_out` take it; without `validation` the last `held_out` examples, in a
         random order, are not trained on.
       window: T. states: H; both are read from `init` where that is a circuit.
-      init: "data", "uniform", or a circuit to start from. modulation: heads to put on it ("latent,noise"), or None.
+      init: "uniform", "data", or a circuit to start from. modulation: heads to put on it ("latent,noise"), or None.
       config: of the training. output: the folder that gets everything.
       on_the_fly: run the backbone at every step, and store nothing. store: where hidden states go, else.
       masks: how often a stored example is masked. masking: "uniform" or "blockwise".
       windows_per_row: of potentials on the fly. batch_size: windows of a step.
-      dtype: of the backbone. mesh: as `make_mesh` reads it. seed: of everything drawn.
+      dtype: of the backbone. mesh: as `make_mesh` reads it.
+      seed: of the first circuit, the order of windows, and masks on the fly. data_seed: of the examples held out and of
+        stored masks, so that states stored once serve every seed.
       to_jpc: write the circuit for PyJuice, too.
     """
 
@@ -79,7 +81,7 @@ class CircuitJob:
     max_length: int = 1024
     window: int = 32
     states: int = 1024
-    init: str = "data"
+    init: str = "uniform"
     modulation: str | None = None
     on_the_fly: bool = False
     store: pathlib.Path | None = None
@@ -90,6 +92,7 @@ class CircuitJob:
     dtype: str = "bfloat16"
     mesh: str | None = None
     seed: int = 0
+    data_seed: int = 0
     to_jpc: bool = False
 
 
@@ -127,30 +130,38 @@ def run_job(
     Raises:
       ValueError, OSError: files that are not there, cannot be read or do not fit each other.
     """
+    source, hmm, about, config = prepare_job(job, examples, progress)
+    folder, mesh = job.output / "checkpoints", make_mesh(job.mesh)
+    trained = train_circuit(source, hmm, job.config, mesh=mesh, folder=folder, about=about, progress=progress)
+    return trained, save_outputs(job, trained, config, about)
+
+
+def prepare_job(
+    job: CircuitJob,
+    examples: tuple[Sequence[Example], Sequence[Example]] | None = None,
+    progress: bool = True,
+) -> tuple[WindowSource, HMM, dict[str, Any], BackboneConfig]:
+    """(windows, the circuit to start from, what the run rests on, the backbone's configuration) of a job."""
     dtype, mesh = floating("dtype", job.dtype), make_mesh(job.mesh)
     kinds = None if job.modulation is None else parse_modulation(job.modulation)
-    opened = checkpoint.open_backbone(hub.resolve(job.backbone))
-    start, window = _read_start(job, opened.config)
-    tokenizer = load_tokenizer(opened.tokenizer_folder)
-    if examples is None:
-        examples = _read_data(job, tokenizer)
-    config = opened.config
-    rows, held_out = (
-        lay_out_groups(part, window, config.eos_id, config.pad_id, max_length=job.max_length) if part else []
-        for part in examples
-    )
     if job.to_jpc and kinds is not None:
         raise ValueError("a .jpc file cannot hold modulation; leave out --to_jpc, or train without --modulation")
+    opened = checkpoint.open_backbone(hub.resolve(job.backbone))
+    config = opened.config
+    start, window = _read_start(job, config)
+    tokenizer = load_tokenizer(opened.tokenizer_folder)
+    rows, held_out = (
+        lay_out_groups(part, window, config.eos_id, config.pad_id, max_length=job.max_length) if part else []
+        for part in (_read_data(job, tokenizer) if examples is None else examples)
+    )
     backbone = opened.load(dtype=dtype, mesh=mesh, layout="auto", progress=progress)
-    about = {"seed": job.seed, "data": identify(job.data), "tokenizer": _tokenizer_digest(tokenizer)}
+    about = {"data": identify(job.data), "tokenizer": _tokenizer_digest(tokenizer)}
     source = make_source(job, backbone, rows, held_out, mesh, about, progress)
-    del backbone  # stored states need its head alone
+    about |= {"seed": job.seed, "data_seed": job.data_seed, "masking": job.masking, "on_the_fly": job.on_the_fly}
     hmm = starting_circuit(job, start, rows, source.head, window)
     if kinds is not None:
         hmm = attach_modulation(hmm, source.head.width, kinds[0], key=jax.random.key(job.seed), noise=kinds[1])
-    folder = job.output / "checkpoints"
-    trained = train_circuit(source, hmm, job.config, mesh=mesh, folder=folder, about=about, progress=progress)
-    return trained, save_outputs(job, trained, opened.config, about)
+    return source, hmm, about, config
 
 
 def make_source(
@@ -176,9 +187,9 @@ def make_source(
         )
     folder = job.output / "states" if job.store is None else job.store
     made = {"scheme": job.masking, "progress": progress, "about": about}
-    stores = [build_store(folder / "training", backbone, rows, masks=job.masks, seed=job.seed, **made)]
+    stores = [build_store(folder / "training", backbone, rows, masks=job.masks, seed=job.data_seed, **made)]
     if held_out:
-        stores.append(build_store(folder / "validation", backbone, held_out, masks=2, seed=job.seed + 1, **made))
+        stores.append(build_store(folder / "validation", backbone, held_out, masks=2, seed=job.data_seed + 1, **made))
     head = Head.of(backbone)
     source = StoredWindows(head, *stores, batch_size=job.batch_size, seed=job.seed)
     if sum(store.num_windows for store in stores) * source.length * head.width * 4 > _IN_MEMORY:
@@ -249,6 +260,6 @@ def _read_data(job: CircuitJob, tokenizer: Any) -> tuple[list[Example], list[Exa
             f"{job.held_out} of {len(examples)} examples are to be held out, which leaves none to learn from; hold out "
             "fewer (--held_out) or give them apart (--validation)"
         )
-    order = np.random.default_rng(job.seed).permutation(len(examples))
+    order = np.random.default_rng(job.data_seed).permutation(len(examples))
     cut = len(examples) - job.held_out
     return [examples[index] for index in order[:cut]], [examples[index] for index in order[cut:]]

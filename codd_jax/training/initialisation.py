@@ -13,7 +13,7 @@ from codd_jax.circuits.learning import Counts
 from codd_jax.circuits.updates import em_update, top_down_anchors
 from codd_jax.training.circuit import init_circuit_logits
 
-INITS = ("data", "uniform")
+INITS = ("uniform", "data")
 _EM_BATCH = 256
 
 
@@ -36,7 +36,8 @@ def from_data(
 
     An HMM is fitted to the clean windows by stepwise EM from token frequencies and noise. The backbone's potentials
     hold the frequencies already, and what is missing from a product of marginals is p(x) / Π p(x_t): each emission is
-    therefore divided by the token's overall frequency, E ∝ (E / m)^strength, and transitions are kept.
+    therefore divided by the token's overall frequency, E ∝ (E / m)^strength, and transitions are kept. That couples
+    before any training, but gradients go further from `near_uniform` (docs/optimisers.md).
 
     Args:
       key: typed PRNG key.

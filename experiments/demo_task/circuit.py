@@ -5,6 +5,7 @@ from typing import Any
 
 from codd_jax.tokenizer import load_tokenizer
 from codd_jax.training.circuit_job import CircuitJob, read_job, run_job
+from codd_jax.training.dataset import Example
 from codd_jax.training.trainer import TrainedCircuit
 from experiments.demo import BUNDLE
 from experiments.demo_task.data import WINDOW, demo_examples
@@ -22,10 +23,16 @@ def demo_job(args: argparse.Namespace, given: dict[str, Any]) -> CircuitJob:
     return read_job(argparse.Namespace(**settings))
 
 
+def demo_texts(seed: int, held_out: int) -> tuple[list[Example], list[Example]]:
+    """Problems to learn from, and `held_out` others, which no seed trains on."""
+    tokenizer = load_tokenizer(BUNDLE)
+    return (
+        demo_examples(tokenizer, EXAMPLES, seed + 1, held_out=False),
+        demo_examples(tokenizer, held_out, 0, held_out=True),
+    )
+
+
 def train_demo_circuit(args: argparse.Namespace, given: dict[str, Any]) -> tuple[TrainedCircuit, dict[str, Any]]:
     """Trains as the flags say and saves; as `circuit_job.run_job`."""
     job = demo_job(args, given)
-    tokenizer = load_tokenizer(BUNDLE)
-    # Held-out problems never appear among those to learn from, whatever the seed.
-    examples = demo_examples(tokenizer, EXAMPLES, job.seed + 1, held_out=False)
-    return run_job(job, (examples, demo_examples(tokenizer, job.held_out, 0, held_out=True)))
+    return run_job(job, demo_texts(job.data_seed, job.held_out))
