@@ -65,12 +65,12 @@ def read_replay(path: str | pathlib.Path) -> Replay:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["format"] != FORMAT:
-            raise ValueError
+            raise ValueError("another format")
         replay = Replay(content["prompt"], content["about"], content["trajectories"])
         for one in replay.trajectories:
             _check(one)
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no replay ({FORMAT}): {error or 'another format'}") from None
+        raise ValueError(f"{path} is no replay ({FORMAT}): {error!r}") from None
     if not replay.trajectories:
         raise ValueError(f"{path} holds no trajectory")
     return replay
