@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import huggingface_hub
 
+from codd_jax.backbones.low_rank import merge_lora
 from codd_jax.card import model_card
 from codd_jax.io.circuit import CircuitInfo, save_circuit
 from codd_jax.io.converted import save_backbone
@@ -31,7 +32,7 @@ def save(model: CoDD, folder: str | pathlib.Path, *, overwrite: bool = False) ->
     with building(folder, job, overwrite=overwrite) as partial, tempfile.TemporaryDirectory() as scratch:
         if model.tokenizer is not None:
             model.tokenizer.save_pretrained(scratch)
-        save_backbone(partial / "backbone", model.backbone, tokenizer_folder=scratch, overwrite=True)
+        save_backbone(partial / "backbone", merge_lora(model.backbone), tokenizer_folder=scratch, overwrite=True)
         if model.hmm is not None:
             save_circuit(partial / "circuit", model.hmm, {"mask_id": model.config.mask_id})
         write_marker(

@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 
 from codd_jax.backbones.config import family_module
+from codd_jax.backbones.low_rank import require_merged
 from codd_jax.backbones.transformer import Transformer
 from codd_jax.io import safetensors
 from codd_jax.io.arrays import Spec, save_arrays, saved_bytes
@@ -93,7 +94,9 @@ def save_backbone(
 
     Raises:
       FileExistsError: the folder exists (`overwrite` replaces a converted folder). OSError: the disk is full.
+      ValueError: LoRA factors that are not merged.
     """
+    require_merged(backbone)
     config = backbone.config
     params = dict(nnx.to_flat_state(nnx.state(backbone, nnx.Param)))
     arrays: dict[str, tuple[Any, int | None]] = {}

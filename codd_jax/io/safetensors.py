@@ -15,6 +15,7 @@ from flax import nnx
 from tqdm import tqdm
 
 from codd_jax.backbones.config import BackboneConfig, family_module
+from codd_jax.backbones.low_rank import require_merged
 from codd_jax.backbones.transformer import Transformer, choose_layout
 from codd_jax.io.tensors import INDEX, SafetensorsFolder, TensorSource, write_safetensors
 from codd_jax.io.workspace import write_json
@@ -134,7 +135,9 @@ def save_huggingface(
     Tensors keep their stored dtype and leave the device one by one; beyond `max_shard_bytes` they are split into
     shards with an index. `config_json` is written in place of the config.json that the family's reader would accept.
     A model that lies in `folder` already is replaced with all its shards; interrupted, no loadable mixture is left.
+    ValueError for a backbone with LoRA factors, which have no place in it.
     """
+    require_merged(backbone)
     config, folder = config or backbone.config, pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     params = dict(nnx.to_flat_state(nnx.state(backbone, nnx.Param)))

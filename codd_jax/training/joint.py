@@ -53,18 +53,20 @@ def joint_finetune(
     validation: Sequence[Rows] | Rows = (),
     mesh: Mesh | None = None,
     folder: str | pathlib.Path | None = None,
+    consume: bool = False,
     progress: bool = True,
 ) -> Tuned:
     """Fine-tunes backbone and circuit together, each row's windows coupled after one run of the backbone.
 
     Args:
-      model: where training starts; it is not changed.
+      model: where training starts; it is not changed, unless it is to be consumed.
       rows: clean rows (`rows.lay_out`), one group for each width, in windows of the circuit's length.
       config: what is trained, and how.
       validation: held-out rows; without them history follows the training batches.
       mesh: devices with axes data and model; default: the model's.
       folder: gets `checkpoints/`, history.json and history.png. The same call continues a run that was stopped, bit
         for bit on the same devices.
+      consume: reuse the memory of the given model, which is of no use afterwards.
       progress: show a bar with nats per masked token of the backbone alone and coupled.
 
     Raises:
@@ -78,7 +80,7 @@ def joint_finetune(
     source = RowSource(rows, validation, batch_size=config.batch_size, aligned=aligned, seed=config.seed)
     _check(model, source, config, mesh)
     checkpoints = None if folder is None else _open(pathlib.Path(folder), model, source, config)
-    structure, params, frozen = take_apart(model.backbone, hmm, config, mesh)
+    structure, params, frozen = take_apart(model.backbone, hmm, config, mesh, consume)
     trained = {group: count(part) for group, part in params.items()}
     state = start(params, config, structure, mesh)
     run = _Run(structure, config, mesh, source, frozen, checkpoints, progress)

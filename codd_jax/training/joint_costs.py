@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 
 from codd_jax.backbones.config import BackboneConfig
+from codd_jax.backbones.low_rank import PROJECTIONS
 from codd_jax.costs import (
     CircuitShape,
     Cost,
@@ -20,7 +21,6 @@ from codd_jax.costs import (
     projection_cost,
 )
 from codd_jax.training.joint_config import JointTraining
-from codd_jax.training.lora import PROJECTIONS
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,12 +10,13 @@ from flax import nnx
 
 from codd_jax.backbones import BackboneConfig, Transformer
 from codd_jax.backbones.config import family_module
+from codd_jax.backbones.low_rank import has_lora, merge_lora
 from codd_jax.io.circuit import save_circuit
 from codd_jax.io.llama import save_as_transformers, transformers_config
 from codd_jax.io.safetensors import save_huggingface
 from codd_jax.model import CoDD
 from codd_jax.training.joint_config import JointTraining
-from codd_jax.training.lora import has_lora, merge_lora, save_adapter
+from codd_jax.training.lora import save_adapter
 
 LAYOUTS = ("own", "transformers")
 

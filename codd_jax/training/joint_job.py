@@ -132,7 +132,8 @@ def run_job(job: JointJob, progress: bool = True) -> tuple[Tuned, dict[str, path
     backbone = opened.load(dtype=dtype, param_dtype=stored, mesh=mesh, layout="auto", progress=progress)
     hmm = None if job.circuit is None else circuit_io.load_circuit(job.circuit, dtype="float32")
     model = CoDD(backbone, hmm, tokenizer, mesh=mesh)
-    tuned = joint_finetune(model, rows, config, validation=validation, folder=job.output, progress=progress)
+    options = {"validation": validation, "folder": job.output, "consume": True, "progress": progress}
+    tuned = joint_finetune(model, rows, config, **options)
     return tuned, save_tuned(
         job.output, tuned.model, config, base=str(job.backbone), dtype=job.dtype, layout=job.layout
     )

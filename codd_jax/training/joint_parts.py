@@ -13,11 +13,12 @@ from flax.traverse_util import unflatten_dict
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from codd_jax.backbones import BackboneConfig, Transformer
+from codd_jax.backbones.low_rank import has_lora
 from codd_jax.circuits import HMM
 from codd_jax.sharding import circuit_sharding, partition_spec, replicated, spread_over_data
 from codd_jax.training.circuit import CircuitLogits
 from codd_jax.training.joint_config import JointTraining
-from codd_jax.training.lora import add_lora, has_lora
+from codd_jax.training.lora import add_lora
 
 Arrays = dict[str, jax.Array]
 
@@ -54,7 +55,7 @@ class Structure:
 
 
 def take_apart(
-    backbone: Transformer, hmm: HMM | None, config: JointTraining, mesh: Mesh | None = None
+    backbone: Transformer, hmm: HMM | None, config: JointTraining, mesh: Mesh | None = None, consume: bool = False
 ) -> tuple[Structure, dict[str, Any], dict[str, Any]]:
     """The structure, what is trained and what is not.
 
@@ -62,6 +63,7 @@ def take_apart(
       backbone, hmm: where training starts; neither is changed. LoRA factors are added where the config asks for them.
       config: what is trained.
       mesh: where given, trained and frozen arrays are placed on it (`codd_jax.sharding`).
+      consume: what is trained may be the given arrays themselves, which updates then destroy.
 
     Returns:
       The structure, and two dicts of "backbone" (arrays by dotted name) and, where they are trained or there are any,
@@ -72,7 +74,7 @@ def take_apart(
         nothing to train.
     """
     if has_lora(backbone):
-        raise ValueError("the backbone has LoRA factors already; merge them first (training.lora.merge_lora)")
+        raise ValueError("the backbone has LoRA factors already; merge them first (backbones.low_rank.merge_lora)")
     prepared = _prepare(backbone, config)
     if config.train == "lora":
         prepared = add_lora(
@@ -94,8 +96,8 @@ def take_apart(
     structure = Structure(
         graphdef, backbone.config, None if hmm is None else hmm.length, None if hmm is None else hmm.normalization
     )
-    # What is trained gets arrays of its own: updates reuse their memory.
-    params = jax.tree.map(jnp.copy, params)
+    if not consume:  # updates reuse the memory of what they get
+        params = jax.tree.map(jnp.copy, params)
     if mesh is not None:
         params = jax.device_put(params, param_shardings(params, backbone.config, mesh, config.shard_over_data))
         frozen = jax.device_put(frozen, param_shardings(frozen, backbone.config, mesh, config.shard_over_data))

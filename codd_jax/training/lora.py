@@ -1,4 +1,4 @@
-"""LoRA on a backbone: low-rank changes attached to chosen projections, merged into them, or saved as PEFT saves them.
+"""LoRA on a backbone: low-rank changes attached to chosen projections, and saved as PEFT saves them.
 
 Source: LoRA, arXiv:2106.09685.
 """
@@ -14,18 +14,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from flax.traverse_util import unflatten_dict
 
 from codd_jax.backbones import BackboneConfig, Transformer
-from codd_jax.backbones.layers import Linear, LowRank
+from codd_jax.backbones.layers import LowRank
+from codd_jax.backbones.low_rank import PROJECTIONS, has_lora, projections
 from codd_jax.io.adapter_config import CONFIG
 from codd_jax.io.lora import WEIGHTS
 from codd_jax.io.safetensors import checkpoint_name
 from codd_jax.io.tensors import write_safetensors
 from codd_jax.io.workspace import write_json
 from codd_jax.sharding import partition_spec
-
-PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +72,7 @@ def add_lora(
     if has_lora(backbone):
         raise ValueError("the backbone has LoRA factors already; merge them first (merge_lora)")
     result = nnx.merge(*nnx.split(backbone))
-    linears = _linears(result, config.chosen)
+    linears = projections(result, config.chosen)
     shapes = {name: linear.weight.shape for name, linear in linears}
     for name, (*_, out, into) in shapes.items():
         if config.rank > min(out, into):
@@ -92,35 +90,6 @@ def add_lora(
     for name, linear in linears:
         linear.lora = nnx.data(LowRank(*made[name], config.alpha / config.rank, linear.dtype))
     return result
-
-
-def has_lora(backbone: Transformer) -> bool:
-    """Whether any projection has low-rank factors."""
-    return any(linear.lora is not None for _, linear in _linears(backbone, PROJECTIONS))
-
-
-def merge_lora(backbone: Transformer) -> Transformer:
-    """The backbone with weight + scale · b · a in place of each factored weight, summed in float32 and rounded once.
-
-    The given backbone is not changed; arrays without factors are shared.
-    """
-    result = nnx.merge(*nnx.split(backbone))
-
-    @jax.jit
-    def merged(weight: jax.Array, a: jax.Array, b: jax.Array, scale: float) -> jax.Array:
-        wide = (part.astype(jnp.float32) for part in (b, a))
-        product = jnp.einsum("...or,...ri->...oi", *wide, precision="highest")
-        return (weight.astype(jnp.float32) + scale * product).astype(weight.dtype)
-
-    for _, linear in _linears(result, PROJECTIONS):
-        if linear.lora is not None:
-            lora = linear.lora
-            linear.weight = nnx.Param(merged(linear.weight[...], lora.a[...], lora.b[...], lora.scale))
-            linear.lora = nnx.data(None)
-    # The structure of a backbone that never had factors, so that programs are shared.
-    params = unflatten_dict({path: leaf[...] for path, leaf in nnx.to_flat_state(nnx.state(result, nnx.Param))})
-    options = {"attention_implementation": result.attention_implementation, "remat": result.remat}
-    return Transformer.from_params(result.config, params, result.dtype, layout=result.layout, **options)
 
 
 def save_adapter(
@@ -144,7 +113,7 @@ def save_adapter(
     folder.mkdir(parents=True, exist_ok=True)
     arrays: dict[str, tuple[jax.Array, int | None]] = {}
     suffixes: dict[str, None] = {}
-    for name, linear in _linears(backbone, PROJECTIONS):
+    for name, linear in projections(backbone):
         if linear.lora is None:
             continue
         projection = name.split(".")[-1]
@@ -173,16 +142,6 @@ def save_adapter(
     }  # fmt: skip
     write_json(folder / CONFIG, settings)
     return [folder / CONFIG, folder / WEIGHTS]
-
-
-def _linears(backbone: Transformer, chosen: tuple[str, ...]) -> list[tuple[str, Linear]]:
-    """The chosen projections with their names, "blocks.q" (stacked) or "blocks.0.q" (unrolled), in a fixed order."""
-    if backbone.layout == "stacked":
-        return [(f"blocks.{name}", getattr(backbone.blocks, name)) for name in chosen]
-    return [
-        (f"blocks.{layer}.{name}", getattr(block, name)) for layer, block in enumerate(backbone.blocks)
-        for name in chosen
-    ]  # fmt: skip
 
 
 def _shardings(config: BackboneConfig, name: str, rank: int, mesh: jax.sharding.Mesh | None) -> Any:

@@ -10,6 +10,7 @@ from flax import nnx
 
 from codd_jax import CoDD
 from codd_jax.backbones import PRESETS, Transformer
+from codd_jax.backbones.low_rank import has_lora
 from codd_jax.circuits import HMM, conditional_log_likelihood
 from codd_jax.training import joint
 from codd_jax.training.dataset import Example
@@ -18,7 +19,7 @@ from codd_jax.training.joint_config import JointTraining
 from codd_jax.training.joint_parts import take_apart
 from codd_jax.training.joint_rows import RowSource
 from codd_jax.training.joint_step import MaskedRows, window_log_likelihoods
-from codd_jax.training.lora import LoraConfig, has_lora
+from codd_jax.training.lora import LoraConfig
 from codd_jax.training.rows import lay_out
 
 WINDOW, VOCAB = 4, 24

@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from codd_jax import CoDD
 from codd_jax.backbones import PRESETS, Transformer
 from codd_jax.backbones.layers import LowRank
+from codd_jax.backbones.low_rank import has_lora, merge_lora
 from codd_jax.io.checkpoint import load_backbone, open_backbone
+from codd_jax.io.converted import save_backbone
 from codd_jax.io.safetensors import save_huggingface
-from codd_jax.training.lora import LoraConfig, add_lora, has_lora, merge_lora, save_adapter
+from codd_jax.training.lora import LoraConfig, add_lora, save_adapter
 
 SMALL = {
     "vocab_size": 48, "width": 16, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "head_dim": 4, "ffn_width": 24,
@@ -137,3 +140,19 @@ def test_rematerialisation_changes_memory_not_gradients(layout):
         assert barrier and not none
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_whole_weights_are_written_merged_or_not_at_all(tmp_path):
+    backbone = tuned(LLADA, "unrolled", LoraConfig(rank=2, targets="v"))
+    for write in (
+        lambda: save_huggingface(backbone, LLADA, tmp_path / "a"),
+        lambda: save_backbone(tmp_path / "b", backbone),
+    ):
+        with pytest.raises(ValueError, match="merge them first"):
+            write()
+    assert not list(tmp_path.iterdir())
+    CoDD(backbone).save_pretrained(tmp_path / "model")
+    with pytest.warns(UserWarning, match="no tokenizer"):
+        loaded = CoDD.from_pretrained(tmp_path / "model", dtype="float32", progress=False)
+    merged = nnx.to_pure_dict(nnx.state(merge_lora(backbone)))
+    jax.tree.map(np.testing.assert_array_equal, nnx.to_pure_dict(nnx.state(loaded.backbone)), merged)
