@@ -15,6 +15,8 @@ CIRCUIT_FIELDS = (
     *("coupling", "pc_temperature", "pc_temperature_on", "pc_frac", "reverse_frac", "normalization"),
     *("windows", "window_remasking"),
 )
+# As `grid.INDEX`, which this reader of files does not import for it.
+GRID = "grid.json"
 _NEEDED = ("doc_id", "repeat", "correct", "num_tokens", "steps_used", "seconds")
 
 
@@ -148,6 +150,7 @@ def find_runs(folders: Sequence[str | pathlib.Path]) -> tuple[list[Run], list[st
         if not folder.is_dir():
             what = "is a file; give the folder that it lies in" if folder.exists() else "does not exist"
             raise FileNotFoundError(f"{given} {what}")
+        left_out += [reason for index in sorted(folder.rglob(GRID)) for reason in _not_begun(index)]
         places = sorted({file.parent for name in (SETTINGS, SAMPLES) for file in folder.rglob(name)})
         if not places:
             left_out.append(f"{folder} holds no run: there is no {SETTINGS} in it or below it")
@@ -166,6 +169,16 @@ def find_runs(folders: Sequence[str | pathlib.Path]) -> tuple[list[Run], list[st
             + f"\nGive folders that a benchmark wrote ({SETTINGS}, {SAMPLES}), such as its --output_dir"
         )
     return list(runs.values()), left_out
+
+
+def _not_begun(index: pathlib.Path) -> Iterator[str]:
+    """The runs of a grid that left no settings, with reasons."""
+    try:
+        for run in _read_json(index)["runs"]:
+            if not (index.parent / run["folder"] / SETTINGS).is_file():
+                yield f"{index.parent / run['folder']} was not begun: {run['flags']}"
+    except (ValueError, KeyError, TypeError) as error:
+        yield f"{index} is no index of a grid ({error!r})"
 
 
 def read_run(folder: pathlib.Path, name: str | None = None) -> Run:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -17,6 +18,8 @@ from codd_jax.evaluation.trajectory import Recorder, Step, Trajectory, title
 # From the first steps to the last, as on the page.
 _COLOURS = ("#e8c84f", "#8cc665", "#45b3b3", "#6c8fe0", "#b57bd6")
 _MASK = "░"
+# Special tokens, mostly one end token after the other.
+_NAME = re.compile(r"<[^<>\s]*>")
 
 
 class _View:
@@ -38,12 +41,15 @@ class _View:
 
     def draw(self, width: int) -> Panel:
         """The panel."""
-        text = Text()
+        text = Text(overflow="fold")
         for place, cell in enumerate(self.cells):
             if cell is None:
                 text.append(_MASK, style="bright_black")
                 continue
             piece, step = cell
+            if _NAME.fullmatch(piece):
+                text.append("·", style="bright_black")
+                continue
             style = _COLOURS[min(len(_COLOURS) * step // (self.total + 1), len(_COLOURS) - 1)]
             fresh = " reverse" if step == self.steps else ""
             text.append(piece, style=f"{style}{fresh}{self._underline(place)}")

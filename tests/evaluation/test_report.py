@@ -140,6 +140,8 @@ def test_the_page(tmp_path, capsys):
     record_run(results / "half", [1, 0], steps=32, summary=False)
     (results / "foreign").mkdir()
     (results / "foreign" / "settings.json").write_text("{}")
+    runs = [{"name": name, "flags": f"--tag {name}", "folder": name} for name in ("0.7_0.3", "never")]
+    (results / "grid" / "grid.json").write_text(json.dumps({"runs": runs}))
     report.main([str(results), "--output_dir", str(tmp_path / "out")])
     assert capsys.readouterr().out.strip() == str(tmp_path / "out" / "report.html")
     text = (tmp_path / "out" / "report.html").read_text()
@@ -151,7 +153,7 @@ def test_the_page(tmp_path, capsys):
     # Ten problems that only CoDD solves and ten that only the backbone does; then ten more against none.
     assert "p = 1.000" in page.text and "+25.00" in page.text
     assert "64 steps, low_confidence, τ 0.1" in page.text and '"seed": 0' in page.text and "2 × cpu" in page.text
-    assert "does not describe a benchmark's run" in page.text
+    assert "does not describe a benchmark's run" in page.text and "never was not begun: --tag never" in page.text
     written = json.loads((tmp_path / "out" / "report.json").read_text())
     assert len(written["runs"]) == 6 and len(written["comparisons"]) == 3
     assert {made["p_value"] for made in written["comparisons"]} == {1.0, mcnemar_exact(0, 10)}

@@ -9,6 +9,7 @@ import pytest
 
 from codd_jax.evaluation import TASKS, Evaluation, evaluate, find_problems, load_task
 from codd_jax.evaluation.adapter import build_requests
+from codd_jax.evaluation.harness import summarise
 from codd_jax.evaluation.presets import FAMILIES
 from codd_jax.evaluation.problems import check_worked_examples
 from tests.oracles.scripted_model import ScriptedDecoding, ScriptedModel, byte_tokenizer
@@ -167,3 +168,16 @@ def test_every_task_names_its_circuits_and_metric():
     for name, preset in TASKS.items():
         assert preset.name == name and set(preset.circuits) == set(FAMILIES)
         assert preset.headline.count(",") == 1
+
+
+def test_a_score_that_cannot_be_repeated_is_a_warning_where_time_decides():
+    sample = {"num_tokens": 1, "steps_used": 1, "seconds": 1.0, "pc_failures": 0, "correct": True}
+    for name in ("gsm8k", "mbpp"):
+        preset = TASKS[name]
+        samples = [{**sample, "scores": {preset.headline: 1.0}}]
+        if preset.timed_scoring:
+            with pytest.warns(UserWarning, match="which is what counts"):
+                assert summarise(samples, {preset.headline: 0.0}, preset)["accuracy"] == 1.0
+        else:
+            with pytest.raises(RuntimeError, match=r"lm-eval reports .* = 0\.0, the samples' mean is 1\.0"):
+                summarise(samples, {preset.headline: 0.0}, preset)
