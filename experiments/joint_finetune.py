@@ -109,6 +109,7 @@ def run_demo(parser: Parser, args: argparse.Namespace) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """A model of the user's."""
+    from codd_jax.io.llama import USE
     from codd_jax.training.joint_job import read_job, run_job
 
     tuned, folders = run_job(read_job(args))
@@ -117,6 +118,8 @@ def run(args: argparse.Namespace) -> None:
         if point.coupled is not None:
             print(f"step {point.step}: {point.backbone:.4f} nats per masked token alone, {point.coupled:.4f} coupled")
     print("\n".join(f"{name}: {folder}" for name, folder in folders.items()))
+    if "transformers" in folders:
+        print(USE)
 
 
 if __name__ == "__main__":

@@ -82,7 +82,7 @@ def test_weights_are_stored_in_the_dtype_asked_for(tmp_path):
 
 def test_what_no_layout_can_hold_is_refused_before_anything_is_written(tmp_path):
     config = dataclasses.replace(CONFIGS["llada"], qk_norm=True)
-    model = CoDD(Transformer(config, rngs=nnx.Rngs(0)))
+    model = CoDD(base(config))
     with pytest.raises(ValueError, match="have no qk_norm; export in the family's own layout"):
         save_tuned(tmp_path / "out", model, JointTraining(steps=1), layout="transformers")
     with pytest.raises(ValueError, match="layout 'gguf' is unknown; known are own, transformers"):
