@@ -47,6 +47,21 @@ class Generation:
         return sum(map(len, self.tokens)) / max(int(self.steps_used.sum()), 1)
 
 
+def filling_config(config: DecodeConfig, rows: Sequence[Sequence[int]], mask_id: int, coupled: bool) -> DecodeConfig:
+    """The configuration for filling the holes of `rows`: the whole text is one canvas, and each hole takes a step at
+    most."""
+    return dataclasses.replace(
+        config,
+        steps=min(config.steps, max(row.count(mask_id) for row in rows)),
+        gen_length=max(map(len, rows)),
+        block_length=None,
+        cache="none",
+        cache_refresh=None,
+        windows=(config.windows or "cover") if coupled and config.coupling != "none" else None,
+        stop_at_eos=False,
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Job:
     """Rows to decode with one model and one configuration.

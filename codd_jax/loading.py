@@ -7,13 +7,18 @@ import pathlib
 import warnings
 from typing import TYPE_CHECKING, Any
 
+import jax
 import jax.numpy as jnp
 
 from codd_jax.backbones import BackboneConfig
+from codd_jax.circuits import HMM
 from codd_jax.decoding.config import DecodeConfig
+from codd_jax.distributed import place
 from codd_jax.io import checkpoint
+from codd_jax.io import circuit as circuit_io
 from codd_jax.io.circuit import CircuitInfo
 from codd_jax.io.workspace import MARKER
+from codd_jax.sharding import circuit_sharding
 from codd_jax.tokenizer import TOKENIZER_FILES, load_tokenizer
 
 if TYPE_CHECKING:
@@ -76,6 +81,12 @@ def check_decoding(decode: DecodeConfig, config: BackboneConfig, circuit: Circui
         circuit_length=circuit.length if coupled else None,
         circuit_vocab_size=circuit.vocab_size if coupled else None,
     )
+
+
+def load_circuit(source: str | pathlib.Path, *, dtype: Any, mesh: jax.sharding.Mesh | None, **access: Any) -> HMM:
+    """A circuit with its arrays on the devices of the mesh, if there is one; access as `io.hub.resolve`."""
+    hmm = circuit_io.load_circuit(source, dtype=dtype, **access)
+    return hmm if mesh is None else place(hmm, circuit_sharding(hmm, mesh))
 
 
 def optional_tokenizer(folder: pathlib.Path) -> PreTrainedTokenizerBase | None:

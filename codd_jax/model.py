@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,13 +17,12 @@ from codd_jax.decoding.config import DecodeConfig
 from codd_jax.decoding.denoiser import BackboneDenoiser
 from codd_jax.decoding.loop import decode
 from codd_jax.decoding.strategy import Numbers, Strategy
-from codd_jax.distributed import place
-from codd_jax.generation import Generation, Job
+from codd_jax.generation import Generation, Job, filling_config
 from codd_jax.io import checkpoint, hub
 from codd_jax.io import circuit as circuit_io
 from codd_jax.likelihood import LogLikelihood, log_likelihood
 from codd_jax.prompts import Prompt, check_seed, check_seeds, encode_holes, encode_prompts, require_tokenizer
-from codd_jax.sharding import circuit_sharding, make_mesh
+from codd_jax.sharding import make_mesh
 from codd_jax.sources import cited, trace
 from codd_jax.tokenizer import encode_text, stop_ids
 
@@ -126,8 +124,7 @@ class CoDD:
         backbone = opened.load(dtype=dtype, mesh=mesh, layout="auto", progress=progress)
         hmm = None
         if circuit_at is not None:
-            hmm = circuit_io.load_circuit(circuit_at, dtype=circuit_dtype, **access)
-            hmm = hmm if mesh is None else place(hmm, circuit_sharding(hmm, mesh))
+            hmm = loading.load_circuit(circuit_at, dtype=circuit_dtype, mesh=mesh, **access)
         return cls(backbone, hmm, tokenizer, mesh=mesh, defaults=defaults or stored, sources=origins)
 
     def generate(
@@ -216,16 +213,7 @@ class CoDD:
         rows = encode_holes(texts, self.tokenizer, vocab_size=self.config.vocab_size, mask_id=self.config.mask_id)
         config = config or self.defaults
         rows = [row for row in rows for _ in range(config.num_samples)]
-        config = dataclasses.replace(
-            config,
-            steps=min(config.steps, max(row.count(self.config.mask_id) for row in rows)),
-            gen_length=max(map(len, rows)),
-            block_length=None,
-            cache="none",
-            cache_refresh=None,
-            windows=(config.windows or "cover") if self.hmm is not None and config.coupling != "none" else None,
-            stop_at_eos=False,
-        )
+        config = filling_config(config, rows, self.config.mask_id, coupled=self.hmm is not None)
         self._check(config, rows, 0)
         job = Job(self, config, rows, row_keys(rows, check_seed(seed)), 0, prompt_lengths=[0] * len(rows))
         return job.run(batch_size, progress)

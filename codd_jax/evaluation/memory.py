@@ -12,6 +12,8 @@ from codd_jax.planning import Candidate, estimate, rank_meshes
 from codd_jax.sharding import mesh_shape
 
 _GIB = 2**30
+# A mesh is worth naming where it needs so much less that errors of the estimate do not matter.
+_CLEARLY_LESS = 0.7
 
 
 def explain(
@@ -44,34 +46,30 @@ def advice(
     """
     length = -(-length // LENGTH_BUCKET) * LENGTH_BUCKET
     split = Split() if mesh is None else Split(*mesh_shape(mesh, devices))
+    ranked = min(length, 32 if circuit is None else circuit.length)
 
-    def needs(rows: int) -> Candidate:
-        ranked = min(length, 32 if circuit is None else circuit.length)
-        shape = StepShape(rows, length, ranked, value_bytes=value_bytes)
-        return estimate(config, shape, circuit, split, memory, None)
+    def needs(rows: int, size: int = value_bytes) -> Candidate:
+        return estimate(config, StepShape(rows, length, ranked, value_bytes=size), circuit, split, memory, None)
 
     now = needs(batch)
     said = f"By estimate {batch} rows of {length} positions need {now.bytes / _GIB:.3g} GiB on each device"
     if memory is not None:
         said += f" of {memory / _GIB:.3g} GiB"
     ways = []
-    # An estimate that says it fits was wrong: ask for half at most.
-    smaller = batch // 2
-    while smaller >= split.data and not needs(smaller).fits:
-        smaller //= 2
-    if smaller >= split.data:
-        ways.append(
-            f"--batch_size {max(smaller // split.data, 1) * split.data} ({needs(smaller).bytes / _GIB:.3g} GiB)"
-        )
-    ranked = min(length, 32 if circuit is None else circuit.length)
+    # Where the estimate says that it fits, the estimate is wrong: half the batch at most.
+    smaller = batch // 2 // split.data * split.data
+    while smaller and not needs(smaller).fits:
+        smaller = smaller // 2 // split.data * split.data
+    if smaller:
+        ways.append(f"--batch_size {smaller} ({needs(smaller).bytes / _GIB:.3g} GiB)")
     shape = StepShape(batch, length, ranked, value_bytes=value_bytes)
     meshes = rank_meshes(config, shape, circuit, devices, memory, find_chip(jax.local_devices()[0].device_kind))
-    better = next((each for each in meshes if each.fits and each.bytes < 0.7 * now.bytes), None)
+    better = next((each for each in meshes if each.fits and each.bytes < _CLEARLY_LESS * now.bytes), None)
     if better is not None:
         ways.append(f"--mesh {better.spec} ({better.bytes / _GIB:.3g} GiB)")
-    if value_bytes > 2:
-        ways.append("--dtype bfloat16")
+    if value_bytes > 2 and needs(batch, 2).fits:
+        ways.append(f"--dtype bfloat16 ({needs(batch, 2).bytes / _GIB:.3g} GiB)")
     if not ways:
         wanted = "" if memory is None else f"; about {math.ceil(now.bytes / memory)} times the memory is needed"
         return f"{said}. Neither a smaller batch nor a mesh of {devices} device(s) would hold it{wanted}"
-    return f"{said}. These would fit: {' or '.join(ways)}"
+    return f"{said}. By the same estimate these would fit: {' or '.join(ways)}"

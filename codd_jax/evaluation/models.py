@@ -6,10 +6,9 @@ import jax
 
 from codd_jax import sharding
 from codd_jax.decoding.config import DecodeConfig
-from codd_jax.distributed import place
 from codd_jax.evaluation.options import Options
 from codd_jax.io import checkpoint, hub
-from codd_jax.io import circuit as circuits
+from codd_jax.loading import load_circuit
 from codd_jax.model import CoDD
 
 
@@ -52,8 +51,7 @@ class Models:
         source = options.circuit or own_circuit(options.checkpoint)
         if source is None:
             return None
-        hmm = circuits.load_circuit(source, dtype="float32")
-        return hmm if self._model.mesh is None else place(hmm, sharding.circuit_sharding(hmm, self._model.mesh))
+        return load_circuit(source, dtype="float32", mesh=self._model.mesh)
 
 
 def own_circuit(source: str) -> Any:

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from codd_jax import CoDD, DecodeConfig, decoding
+from codd_jax.backbones.config import config_from_huggingface
 from codd_jax.circuits import HMM
 from codd_jax.evaluation import TASKS, Evaluation, evaluate
 from codd_jax.evaluation.adapter import build_requests
@@ -21,7 +22,8 @@ REFERENCE = {
 
 @pytest.mark.parametrize("name", REFERENCE)
 def test_evaluated_answers_are_the_loops(fixtures_dir, task, tmp_path, name):
-    save_circuit(tmp_path / "circuit", HMM.random(jax.random.key(0), 8, 4, 384))
+    vocab_size = config_from_huggingface(fixtures_dir / name).vocab_size
+    save_circuit(tmp_path / "circuit", HMM.random(jax.random.key(0), 8, 4, vocab_size))
     model = CoDD.from_pretrained(fixtures_dir / name, tmp_path / "circuit", dtype="float32", progress=False)
     config = DecodeConfig(gen_length=24, pc_temperature=0.1, pc_frac=0.7, **REFERENCE[name])
     summary = evaluate(model, Evaluation(TASKS["gsm8k"], config, batch_size=3), task, tmp_path / "run", progress=False)
