@@ -113,6 +113,8 @@ def _show(views: Sequence[_View], sources, pieces: Mapping[str, str], console: C
                     views[place].take(step, pieces)
             screen.update(picture(), refresh=True)
             time.sleep(delay)
+    if not console.is_terminal:
+        console.line()
 
 
 def _plain(step: Step) -> dict[str, Any]:
