@@ -45,8 +45,8 @@ following = CoDD(backbone, hmm).generate(prompts, decode).tokens
 split = jax.device_put(hmm, circuit_sharding(hmm, mesh))
 assert split.modulation.basis.addressable_shards[0].data.shape == (2, 32)
 shared = CoDD(nnx.merge(graphdef, state), split, mesh=mesh).generate(prompts, decode).tokens
-np.testing.assert_array_equal(following, shared)
-assert not np.array_equal(following, alone)
+lists = [[row.tolist() for row in tokens] for tokens in (following, shared, alone)]  # of several lengths
+assert lists[0] == lists[1] != lists[2]
 print("equal")
 """
 
