@@ -74,8 +74,8 @@ for over_data in (False, True):
     for name, end in (("weight", "['blocks.gate.weight']"), ("emission", "['circuit'].emission")):
         specs = {tuple(spec) for path, spec in found.items() if path.endswith(end)}
         count = sum(path.endswith(end) for path in found)
-        wanted = {"weight": (None, "model", "data" if over_data else None), "emission": ("data" if over_data else None,
-                  "model")}[name]
+        spread = {"weight": (None, "model", "data"), "emission": ("data", "model")}
+        wanted = (spread if over_data else {"weight": (None, "model"), "emission": (None, "model")})[name]
         assert count == 3 and specs == {wanted}, (name, count, specs)  # weights and both moments
 print("equal")
 """
