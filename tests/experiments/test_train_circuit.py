@@ -1,28 +1,49 @@
 """Training circuits from the command line: the demo, a file of one's own, what comes out, and what is refused."""
 
+import dataclasses
 import json
 
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 from codd_jax import CoDD, DecodeConfig
+from codd_jax.backbones import Transformer
+from codd_jax.circuits import HMM
 from codd_jax.io import jpc
 from codd_jax.io.circuit import load_circuit
+from codd_jax.io.safetensors import save_huggingface
+from codd_jax.tokenizer import load_tokenizer
 from codd_jax.training import throughput
 from codd_jax.training.comparison import CONTENDERS, Contender, compare_rules
 from codd_jax.training.potentials import Head, MemoryWindows, WindowPotentials
 from experiments import compare_optimisers, train_circuit
-from experiments.demo import BUNDLE
 from experiments.demo_task import circuit as demo_circuit
+from experiments.demo_task.tokenizer import save_tokenizer
+from experiments.demo_task.train import backbone_config
 
 SHORT = ["--states", "4", "--batch_size", "16", "--steps", "4", "--masks", "1", "--validate_every", "2"]
 
 
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    """A narrow random backbone with the demo's tokenizer."""
+    folder = tmp_path_factory.mktemp("bundle")
+    save_tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
+    config = dataclasses.replace(
+        backbone_config(tokenizer), width=16, num_layers=1, num_heads=2, num_kv_heads=2, head_dim=8, ffn_width=24
+    )
+    save_huggingface(Transformer(config, rngs=nnx.Rngs(0)), config, folder)
+    return folder
+
+
 @pytest.fixture(autouse=True)
-def few_problems(monkeypatch):
-    """A demo of 40 problems, and 16 held-out ones."""
+def small_demo(monkeypatch, bundle):
+    """A demo of 40 problems, and 16 held-out ones, for that backbone."""
     monkeypatch.setattr(demo_circuit, "EXAMPLES", 40)
+    monkeypatch.setattr(demo_circuit, "BUNDLE", bundle)
     monkeypatch.setitem(demo_circuit.DEFAULTS, "held_out", 16)
 
 
@@ -47,7 +68,7 @@ def write(path, count=24):
     return path
 
 
-def test_the_demo_trains_a_circuit_that_decodes(capsys, tmp_path):
+def test_the_demo_trains_a_circuit_that_decodes(capsys, tmp_path, bundle):
     words = [*SHORT, "--output_dir", tmp_path, "--to_jpc"]
     said = run(capsys, *words)
     assert "4 steps" in said and "backbone" in said and str(tmp_path / "circuit") in said
@@ -60,7 +81,7 @@ def test_the_demo_trains_a_circuit_that_decodes(capsys, tmp_path):
     assert (tmp_path / "history.png").stat().st_size > 10_000
     assert run(capsys, *words).splitlines()[-3:] == said.splitlines()[-3:], "finished: nothing is trained again"
     np.testing.assert_array_equal(load_circuit(tmp_path / "circuit").emission, hmm.emission)
-    model = CoDD.from_pretrained(BUNDLE, circuit=tmp_path / "circuit", dtype="float32")
+    model = CoDD.from_pretrained(bundle, circuit=tmp_path / "circuit", dtype="float32")
     decode = DecodeConfig(steps=2, gen_length=32, block_length=32, pc_frac=None)
     assert len(model.generate(["Tom has 2 apples."], decode).text) == 1
     # Other settings for what was trained, and for the states that were stored.
@@ -76,9 +97,9 @@ def test_the_demo_trains_a_circuit_that_decodes(capsys, tmp_path):
     assert heads.kinds == ("latent",) and heads.noise and float(np.abs(heads.latent).max()) > 0
 
 
-def test_a_file_of_ones_own_on_the_fly(capsys, tmp_path):
+def test_a_file_of_ones_own_on_the_fly(capsys, tmp_path, bundle):
     data = write(tmp_path / "data.jsonl")
-    words = ["--llada_ckpt", BUNDLE, "--data", data, "--held_out", 4, "--dtype", "float32", "--on_the_fly"]
+    words = ["--llada_ckpt", bundle, "--data", data, "--held_out", 4, "--dtype", "float32", "--on_the_fly"]
     words += ["--windows_per_row", 1, "--window", 8, *SHORT[:6], "--output_dir", tmp_path / "out", "--rule", "em"]
     run(capsys, *words)
     assert load_circuit(tmp_path / "out" / "circuit").length == 8
@@ -90,8 +111,8 @@ def test_a_file_of_ones_own_on_the_fly(capsys, tmp_path):
     [
         (["--data", "x.jsonl"], "--data without a backbone"),
         (["--llada_ckpt", "a", "--dream_ckpt", "b"], "2 backbones are given"),
-        (["--llada_ckpt", str(BUNDLE)], "--data is missing"),
-        (["--llada_ckpt", str(BUNDLE), "--data", "gone.jsonl"], "no data at gone.jsonl"),
+        (["--llada_ckpt", "bundle"], "--data is missing"),
+        (["--llada_ckpt", "bundle", "--data", "gone.jsonl"], "no data at gone.jsonl"),
         (["--on_the_fly", "--store", "x"], "give one of them"),
         (["--rule", "newton"], "rule 'newton' is unknown"),
         (["--init", "good"], "init is 'good'; it must be one of uniform, data"),
@@ -100,13 +121,13 @@ def test_a_file_of_ones_own_on_the_fly(capsys, tmp_path):
         (["--rule", "dual_ratio"], "set normalization='local'"),
     ],
 )
-def test_what_is_refused(capsys, tmp_path, words, said):
-    assert said in refused(capsys, *words, "--output_dir", tmp_path)
+def test_what_is_refused(capsys, tmp_path, bundle, words, said):
+    assert said in refused(capsys, *(bundle if word == "bundle" else word for word in words), "--output_dir", tmp_path)
 
 
-def test_holding_out_everything_is_refused(capsys, tmp_path):
+def test_holding_out_everything_is_refused(capsys, tmp_path, bundle):
     data = write(tmp_path / "data.jsonl", 3)
-    message = refused(capsys, "--llada_ckpt", BUNDLE, "--data", data, "--held_out", 3, "--output_dir", tmp_path)
+    message = refused(capsys, "--llada_ckpt", bundle, "--data", data, "--held_out", 3, "--output_dir", tmp_path)
     assert "3 of 3 examples are to be held out" in message
 
 
@@ -125,8 +146,6 @@ def test_a_step_is_timed(capsys, tmp_path, monkeypatch):
 
 def small_world(seed):
     """Windows and a start for the comparison."""
-    from codd_jax.circuits import HMM
-
     keys = jax.random.split(jax.random.key(seed), 3)
     head = Head(jax.random.normal(keys[0], (9, 6)), None)
     tokens = np.tile(np.arange(4, dtype=np.int32), (16, 1))
