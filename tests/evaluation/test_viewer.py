@@ -1,11 +1,7 @@
 """The viewer's files, its page in a real browser, and the terminal's view."""
 
-import html.parser
 import io
 import json
-import os
-import shutil
-import subprocess
 
 import pytest
 from rich.console import Console
@@ -13,6 +9,7 @@ from rich.console import Console
 from codd_jax.evaluation import viewer_terminal
 from codd_jax.evaluation.trajectory import Step, Trajectory, Window
 from codd_jax.evaluation.viewer import answer_ids, make_replay, read_replay, to_html, write_replay
+from tests.oracles.browser import browser
 
 PIECES = {1: "Six", 2: " and\n", 3: "<script>document.title='broken'</script>", 4: " seven", 9: "<|end|>"}
 EVIL = "</script><b id=evil>bold</b><img src=x onerror=\"document.title='broken'\">\u2028"
@@ -70,57 +67,10 @@ def test_what_is_no_replay_is_refused(tmp_path, change, message):
         make_replay("", "", [])
 
 
-class Page(html.parser.HTMLParser):
-    """What a browser made of the page: tokens by panel, their classes, the text of elements with an id."""
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.tags, self.panels, self.classes, self.body, self.by_id = [], [], [], {}, {}
-        self._open: list[str | None] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attributes):
-        found = dict(attributes)
-        self.tags.append(tag)
-        self.body = found if tag == "body" else self.body
-        kind = found.get("class") or ""
-        if kind == "tokens":
-            self.panels.append([])
-            self.classes.append([])
-        token = kind.split()[:1] == ["t"]
-        if token:
-            self.panels[-1].append("")
-            self.classes[-1].append(set(kind.split()))
-        if tag not in ("meta", "input", "br", "img", "link"):
-            self._open.append("token" if token else "title" if tag == "title" else found.get("id"))
-
-    def handle_endtag(self, tag):
-        if self._open:
-            self._open.pop()
-
-    def handle_data(self, data):
-        if self._open and self._open[-1] == "token":
-            self.panels[-1][-1] += data
-        elif self._open and self._open[-1]:
-            self.by_id[self._open[-1]] = self.by_id.get(self._open[-1], "") + data
-
-
 @pytest.fixture(scope="module")
 def browse(tmp_path_factory):
     """Page file and fragment → what headless Chromium made of it; skips where there is none."""
-    names = ("chromium", "chromium-browser", "google-chrome", "chrome")
-    browser = next((found for name in names if (found := shutil.which(os.environ.get("CHROMIUM", name)))), None)
-    if browser is None:
-        pytest.skip("there is no chromium; set CHROMIUM to a browser's command")
-    profile = tmp_path_factory.mktemp("profile")
-
-    def run(page, fragment=""):
-        flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}"]
-        command = [browser, *flags, "--virtual-time-budget=20000", "--dump-dom", f"{page.as_uri()}#{fragment}"]
-        done = subprocess.run(command, capture_output=True, timeout=180, check=True)
-        return Page(done.stdout.decode())
-
-    return run
+    return browser(tmp_path_factory.mktemp("profile"))
 
 
 def test_the_page_replays_in_a_browser(tmp_path, browse):

@@ -8,8 +8,10 @@ import pytest
 
 from codd_jax.evaluation import benchmark
 from codd_jax.evaluation.viewer import answer_ids, read_replay
+from codd_jax.tokenizer import load_tokenizer
 from experiments import gsm8k, view
 from experiments.demo import BUNDLE
+from tests.oracles.browser import browser
 from tests.oracles.word_problems import QUESTIONS
 
 
@@ -76,3 +78,8 @@ def test_a_finished_run_is_watched_again(capsys, tmp_path, monkeypatch):
     (other / "training.json").write_text("{}")
     common[1] = str(other)
     assert "was made with another backbone" in refused(capsys, *common)
+
+    # Last, since it may be skipped: the page shows the results file's tokens at its end.
+    page = browser(tmp_path / "profile")(tmp_path / "view" / "replay.html", "step=end")
+    tokenizer = load_tokenizer(BUNDLE)
+    assert recorded[1] and page.panels[1][: len(recorded[1])] == [tokenizer.decode([token]) for token in recorded[1]]
