@@ -79,6 +79,8 @@ def curves_table(result: dict[str, Any]) -> str:
         if name in result["methods"]:
             cells = " | ".join(f"{value:.4f}" for value in result["methods"][name]["nll"])
             lines.append(f"| {_label(name)} | {cells} |")
+    if "sequential_windows" in result:
+        lines += ["", f"{result['windows']} windows; token by token the first {result['sequential_windows']} of them."]
     lines += ["", "Difference to the backbone alone with its 95 % interval, paired by window:", "", head, rule]
     for name, difference in result["difference"].items():
         cells = [
