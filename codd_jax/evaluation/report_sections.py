@@ -43,10 +43,9 @@ def circuit_settings(run: Run) -> str:
     if not run.coupled:
         return _NONE
     share = run.decoding.get("pc_frac")
+    reversed_ = ", reversed" * bool(run.decoding.get("reverse_frac"))
     shown = "always" if share is None else f"{share:g}"
-    return f"τ {run.decoding.get('pc_temperature', 1):g}, pc_frac {shown}" + ", reversed" * bool(
-        run.decoding.get("reverse_frac")
-    )
+    return f"τ {run.decoding.get('pc_temperature', 1):g}, pc_frac {shown}{reversed_}"
 
 
 def ordered(runs: Iterable[Run]) -> list[Run]:
