@@ -172,6 +172,7 @@ def _plot(result: dict[str, Any], path: pathlib.Path) -> None:
     arms, steps = result["arms"], result["decode_steps"]
     names = list(arms)
     left.bar([LABELS[name] for name in names], [arms[name]["coupled"] for name in names], color=COLOURS.values())
+    left.tick_params(axis="x", labelsize=9)
     left.set_ylabel("coupled nats per masked token")
     for place, name in enumerate(names):
         left.annotate(f"{arms[name]['coupled']:.3f}", (place, arms[name]["coupled"]), ha="center", va="bottom")
