@@ -17,9 +17,9 @@ from codd_jax.evaluation.results import open_results
 from codd_jax.evaluation.sampling import Request, Sampler
 from tests.oracles.scripted_model import byte_tokenizer
 
-# A dozen stop ids end the answers at many lengths.
+# Enough stop ids to end the answers at many lengths.
 DECODE = DecodeConfig(
-    gen_length=32, block_length=8, threshold=0.5, pc_frac=0.9, temperature=0.8, stop_ids=tuple(range(150, 162))
+    gen_length=32, block_length=8, threshold=0.5, pc_frac=0.9, temperature=1.0, stop_ids=tuple(range(5, 256, 9))
 )
 SMALL = {"num_layers": 1, "width": 32, "num_heads": 4, "num_kv_heads": 4, "head_dim": 8, "ffn_width": 48}
 IDS = {"vocab_size": 264, "mask_id": 263, "eos_id": 256, "pad_id": 256}
@@ -28,7 +28,7 @@ IDS = {"vocab_size": 264, "mask_id": 263, "eos_id": 256, "pad_id": 256}
 def save_checkpoint(folder: pathlib.Path) -> pathlib.Path:
     """A random LLaDA with decided opinions over bytes, a circuit, and a tokenizer."""
     backbone = Transformer(dataclasses.replace(PRESETS["llada-1m"], **SMALL, **IDS), rngs=nnx.Rngs(0))
-    backbone.head.weight[...] = backbone.head.weight[...] * 4
+    backbone.head.weight[...] = backbone.head.weight[...] * 2.5
     hmm = HMM.random(jax.random.key(1), length=8, num_states=4, vocab_size=IDS["vocab_size"])
     CoDD(backbone, hmm, byte_tokenizer()).save_pretrained(folder)
     return folder
