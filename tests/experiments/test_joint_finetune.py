@@ -46,7 +46,7 @@ def data(tmp_path_factory):
     return path
 
 
-def words(bundle, data, out, **flags):
+def words(bundle, data, out, /, **flags):
     flags = {"llada_ckpt": bundle, "pc_ckpt": bundle, "data": data, "output_dir": out, "steps": 2} | flags
     flags = {"batch_size": 4, "held_out": 3, "dtype": "float32", "rank": 2, "targets": "q", "warmup": 1} | flags
     return [word for name, value in flags.items() if value is not None for word in (f"--{name}", str(value))]
