@@ -150,6 +150,24 @@ def test_means_gaps_and_bounds_by_hand(tmp_path):
     assert (tmp_path / "curves.png").stat().st_size > 1000
 
 
+def test_the_sequential_curve_is_carried_over_to_all_windows():
+    def line(window, sequential, factorised):
+        coupled = {"c": [factorised]}
+        sequential = None if sequential is None else [sequential]
+        return {"window": window, "order": 0, "masked": [1], "sequential": sequential} | {
+            "factorised": [factorised],
+            "coupled": coupled,
+        }
+
+    lines = [line(0, -1.0, -2.0), line(1, -3.0, -4.5), line(2, None, -9.0), line(3, None, -9.5)]
+    result = summarise_curves(lines, (1.0,))
+    assert result["windows"] == 4 and result["sequential_windows"] == 2
+    curve = result["methods"]["sequential"]
+    assert curve["nll"] == [pytest.approx((2 + 4.5 + 9 + 9.5) / 4 - (1 + 1.5) / 2)]
+    spread = np.hypot(1.96 * np.std([2, 4.5, 9, 9.5], ddof=1) / 2, 1.96 * np.std([1, 1.5], ddof=1) / np.sqrt(2))
+    assert curve["high"] == [pytest.approx(curve["nll"][0] + spread)]
+
+
 @pytest.mark.parametrize("bad", [{"ratios": ()}, {"ratios": (0.0,)}, {"ratios": (1.5,)}, {"orders": 0}])
 def test_bad_settings_are_refused(bad):
     with pytest.raises(ValueError, match="must be"):
