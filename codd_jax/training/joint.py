@@ -228,15 +228,17 @@ def _digest(hmm: Any) -> list[float]:
 
 
 def _check_finite(recent: list[Metrics], done: int) -> None:
-    """Raises FloatingPointError, naming the first step whose loss or gradient is not finite."""
-    values = jax.device_get([(metrics.loss, metrics.norms) for metrics in recent])
-    for number, (loss, norms) in enumerate(values):
+    """Raises FloatingPointError, naming the first step whose loss or gradient is not finite or sees no window."""
+    values = jax.device_get([(metrics.loss, metrics.norms, metrics.nats) for metrics in recent])
+    for number, (loss, norms, nats) in enumerate(values):
         wrong = [name for name, value in {"loss": loss, **norms}.items() if not np.isfinite(value)]
-        if wrong:
-            step = done - len(values) + number + 1
+        reason = f"{', '.join(wrong)} not finite (loss {float(loss):g})" if wrong else ""
+        if not wrong and nats.failures > 0 and not nats.tokens.sum():
+            reason = "the circuit gives none of the windows any probability"
+        if reason:
             raise FloatingPointError(
-                f"step {step}: {', '.join(wrong)} not finite (loss {float(loss):g}); lower the learning rates, or clip "
-                "the gradients. The last checkpoint before it is kept"
+                f"step {done - len(values) + number + 1}: {reason}; lower the learning rates, or clip the gradients. "
+                "The last checkpoint before it is kept"
             )
 
 

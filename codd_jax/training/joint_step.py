@@ -167,6 +167,7 @@ def objective(
     """The weighted log-likelihood of all windows' masked tokens, summed, in nats; and the unweighted sums."""
     backbone, hmm = structure.backbone(params, frozen), structure.circuit(params, frozen)
     factorised, coupled, masked = window_log_likelihoods(backbone, hmm, rows, window)
+    coupled = jnp.where(jnp.isnan(factorised), jnp.nan, coupled)  # NaN is not impossible: it must show
     chosen = coupled if config.objective == "coupled" and hmm is not None else factorised
     weight = WEIGHTINGS[config.weighting](masked.mean(-1, dtype=jnp.float32))
     value = jnp.sum(weight * jnp.where(chosen == -jnp.inf, 0, chosen))
