@@ -54,6 +54,7 @@ def random_hmm(length=3, states=6, vocab=5, tied=(True, True), normalization="gl
         emission=rows(states, vocab) if tied[1] else rows(length, states, vocab),
         length=length,
         normalization=normalization,
+        modulation=None,
     )
 
 
