@@ -90,7 +90,7 @@ def _cost_lines(report: dict[str, Any]) -> list[str]:
             f"ours (ratio {layer['ratio']:.4f})"
         )
     if compiled := report["compiled"]:
-        for kind, (number, size) in compiled["collectives"].items():
+        for kind, (number, size) in (compiled["collectives"] or {}).items():
             lines.append(f"{kind}: {number} in the program, {size / 1e6:,.2f} MB in all")
     return lines
 

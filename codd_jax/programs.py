@@ -176,7 +176,7 @@ class Footprint:
       output_bytes: what is neither an argument nor aliased with one.
       peak_bytes: of arguments, temporaries and outputs at any moment, plus the code.
       flops: as XLA counts them, with the body of a loop once and both branches of a condition.
-      collectives: kind → (number in the program text, bytes of their results).
+      collectives: kind → (number in the program text, bytes of their results); None where there is no text.
     """
 
     argument_bytes: int
@@ -185,7 +185,7 @@ class Footprint:
     code_bytes: int
     peak_bytes: int
     flops: float
-    collectives: dict[str, tuple[int, int]]
+    collectives: dict[str, tuple[int, int]] | None
 
     @classmethod
     def of(cls, compiled: jax.stages.Compiled) -> Footprint:
@@ -193,6 +193,10 @@ class Footprint:
         memory = compiled.memory_analysis()
         output = memory.output_size_in_bytes - memory.alias_size_in_bytes
         total = memory.argument_size_in_bytes + memory.temp_size_in_bytes + output
+        try:
+            collectives = count_collectives(compiled.as_text())
+        except jax.errors.JaxRuntimeError:  # a jaxlib that cannot print what a newer libtpu makes
+            collectives = None
         # CPU's peak leaves temporaries out.
         peak = max(getattr(memory, "peak_memory_in_bytes", 0), total) + memory.generated_code_size_in_bytes
         return cls(
@@ -202,7 +206,7 @@ class Footprint:
             code_bytes=memory.generated_code_size_in_bytes,
             peak_bytes=peak,
             flops=float((compiled.cost_analysis() or {}).get("flops", 0.0)),
-            collectives=count_collectives(compiled.as_text()),
+            collectives=collectives,
         )
 
 
