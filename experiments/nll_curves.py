@@ -53,6 +53,7 @@ def run(args) -> dict:
     from codd_jax.evaluation.provenance import environment, identify
     from codd_jax.io.circuit import load_circuit
     from codd_jax.training.rows import bucketed, lay_out
+    from codd_jax.training.store import fingerprint_rows
     from experiments.demo import BUNDLE
 
     named = dict(entry.partition("=")[::2] for entry in args.circuit)
@@ -81,6 +82,7 @@ def run(args) -> dict:
         "data": identify(args.data) if args.data else "demo",
         "circuit_files": {name: identify(path) for name, path in named.items()},
         "dtype": args.dtype,
+        "rows": fingerprint_rows(groups),
     }
     folder = pathlib.Path(args.output_dir)
     lines = measure_curves(model.backbone, circuits, groups, settings, folder, sources)

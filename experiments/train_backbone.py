@@ -1,5 +1,6 @@
 """Train a small LLaDA and its tokenizer from scratch on question and solution pairs, to try circuits on real text."""
 
+import json
 import pathlib
 from collections.abc import Sequence
 
@@ -51,16 +52,29 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def train(args) -> pathlib.Path:
     """Tokenizer first (once), then the backbone beside it."""
+    from codd_jax.evaluation.provenance import identify
     from codd_jax.io.safetensors import save_huggingface
     from codd_jax.tokenizer import load_tokenizer
+    from codd_jax.training.checkpoints import differences
     from codd_jax.training.dataset import corpus_texts, read_examples
     from codd_jax.training.pretraining import Pretraining, pretrain, small_llada
     from codd_jax.training.text_tokenizer import train_text_tokenizer
 
     folder = pathlib.Path(args.output_dir)
     fields = {"question_field": args.question_field, "answer_field": args.answer_field}
-    if not (folder / "tokenizer_config.json").is_file():
+    made_from, stated = (
+        {"vocab_size": args.vocab_size, "data": identify(args.data), **fields},
+        folder / "tokenizer.source",
+    )
+    if not stated.is_file():
         train_text_tokenizer(corpus_texts(args.data, **fields), args.vocab_size, folder)
+        stated.write_text(json.dumps(made_from, indent=1) + "\n", encoding="utf-8")
+    elif changed := differences(json.loads(stated.read_text(encoding="utf-8")), made_from):
+        raise ValueError(
+            f"the tokenizer in {folder} was made otherwise:\n  "
+            + "\n  ".join(changed)
+            + "\nChoose another --output_dir"
+        )
     tokenizer = load_tokenizer(folder)
     examples = read_examples(args.data, tokenizer, **fields)
     config = small_llada(tokenizer, args.width, args.layers, args.heads)

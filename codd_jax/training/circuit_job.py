@@ -29,7 +29,8 @@ from codd_jax.training.initialisation import INITS, from_data, near_uniform
 from codd_jax.training.modulated import attach_modulation, parse_modulation
 from codd_jax.training.potentials import Head, MemoryWindows, WindowSource
 from codd_jax.training.rows import Rows, lay_out_groups
-from codd_jax.training.store import StoredWindows, build_store
+from codd_jax.training.rules import COUNT_RULES
+from codd_jax.training.store import StoredWindows, build_store, fingerprint, fingerprint_rows
 from codd_jax.training.trainer import TrainedCircuit, train_circuit
 
 # Stored states up to this size are kept in memory.
@@ -149,6 +150,7 @@ def prepare_job(
     opened = checkpoint.open_backbone(hub.resolve(job.backbone))
     config = opened.config
     start, window = _read_start(job, config)
+    _check_rule(job, kinds is not None or (start is not None and start.modulation is not None))
     tokenizer = load_tokenizer(opened.tokenizer_folder)
     rows, held_out = (
         lay_out_groups(part, window, config.eos_id, config.pad_id, max_length=job.max_length) if part else []
@@ -158,10 +160,26 @@ def prepare_job(
     about = {"data": identify(job.data), "tokenizer": _tokenizer_digest(tokenizer)}
     source = make_source(job, backbone, rows, held_out, mesh, about, progress)
     about |= {"seed": job.seed, "data_seed": job.data_seed, "masking": job.masking, "on_the_fly": job.on_the_fly}
+    about |= {"backbone": fingerprint(backbone), "rows": fingerprint_rows(rows), "held_out": fingerprint_rows(held_out)}
+    about |= {"masks": job.masks, "dtype": str(backbone.dtype), "windows_per_row": job.windows_per_row}
     hmm = starting_circuit(job, start, rows, source.head, window)
     if kinds is not None:
         hmm = attach_modulation(hmm, source.head.width, kinds[0], key=jax.random.key(job.seed), noise=kinds[1])
     return source, hmm, about, config
+
+
+def _check_rule(job: CircuitJob, modulated: bool) -> None:
+    """Raises ValueError where rule, objective, modulation and file format exclude each other, before any long work."""
+    rule, objective = job.config.rule, job.config.normalization
+    wanted = {"dual_ratio": "local", "ebw": "global"}.get(rule if isinstance(rule, str) else "")
+    if wanted not in (None, objective):
+        raise ValueError(f"{rule} trains the {wanted} objective, not the {objective} one; set normalization={wanted!r}")
+    if modulated and rule in COUNT_RULES:
+        raise ValueError(
+            f"{rule} works on counts, and heads learn by gradients; use --rule adam for a modulated circuit"
+        )
+    if modulated and job.to_jpc:
+        raise ValueError("a .jpc file cannot hold modulation; leave out --to_jpc, or train without --modulation")
 
 
 def make_source(

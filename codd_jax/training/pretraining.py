@@ -20,6 +20,7 @@ from codd_jax.training.checkpoints import TrainingCheckpoints
 from codd_jax.training.dataset import Example
 from codd_jax.training.rows import Rows, bucketed, lay_out, mask_rows
 from codd_jax.training.step import make_update, start_training
+from codd_jax.training.store import fingerprint_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +101,11 @@ def pretrain(
     ]
     if not groups:
         raise ValueError(f"no example is shorter than {training.max_length} tokens; allow longer rows")
-    settings = {"backbone": dataclasses.asdict(config), **dataclasses.asdict(training), "examples": len(kept)}
+    settings = {
+        "backbone": dataclasses.asdict(config),
+        **dataclasses.asdict(training),
+        "rows": fingerprint_rows(groups),
+    }
     checkpoints = TrainingCheckpoints(folder / "checkpoints", settings)
     backbone = Transformer(config, layout="unrolled", rngs=nnx.Rngs(training.seed))
     graphdef, params = nnx.split(backbone)
