@@ -17,7 +17,7 @@ from codd_jax.jsonfile import read_json
 from codd_jax.training.checkpoints import differences
 from codd_jax.training.circuit_config import CircuitTraining
 from codd_jax.training.potentials import WindowSource
-from codd_jax.training.trainer import train_circuit
+from codd_jax.training.trainer import Diverged, train_circuit
 
 # What a corpus gives for a seed: windows, and the circuit to start from.
 Prepare = Callable[[int], tuple[WindowSource, HMM]]
@@ -102,7 +102,7 @@ def _run(source: WindowSource, start: HMM, contender: Contender, seconds: float)
     config = CircuitTraining(**{**contender.settings, "steps": None, "seconds": seconds, "validate_every": 0})
     try:
         history = train_circuit(source, start, config, progress=False).history
-    except ValueError as error:  # a rule that diverges has its place in the table, too
+    except Diverged as error:  # a rule that diverges has its place in the table, too
         return {"failed": str(error)}
     last = history["validation"][-1]
     return {

@@ -146,6 +146,9 @@ class _Run:
                         recent = []
                     if last or due:
                         self.save(done, state, history)
+                if history[-1].step != done:  # stopped between the last update and its validation
+                    history.append(self.look(state, done, [], earlier))
+                    self.save(done, state, history)
             except KeyboardInterrupt:
                 done = int(state.step) if not _deleted(state) else done
                 if not _deleted(state):

@@ -29,6 +29,10 @@ _LEAST_SCALE = 1e-3
 _REPORT_EVERY = 20
 
 
+class Diverged(ValueError):
+    """A step or a validation that is not finite: the rule's settings are at fault, or the hidden states."""
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainedCircuit:
     """What came out.
@@ -183,12 +187,12 @@ class _Run:
         self.pending = []
         for number, (nats, objective, windows) in enumerate(fetched, start=first):
             if not np.isfinite(objective):
-                raise ValueError(
+                raise Diverged(
                     f"step {number} is not finite ({objective}); lower the rate, or look for damaged hidden states. "
                     "Checkpoints of earlier steps are kept"
                 )
             if nats.failures >= windows > 0:
-                raise ValueError(
+                raise Diverged(
                     f"at step {number} the circuit gives none of the windows any probability; lower the rate, or start "
                     "from a circuit whose emissions are not zero. Checkpoints of earlier steps are kept"
                 )
@@ -210,7 +214,7 @@ class _Run:
         nats = jax.tree.map(lambda *arrays: sum(arrays), *parts)
         record = {"step": self.notes["step"], "seconds": round(self.notes["seconds"], 2), **per_token(nats)}
         if record["coupled"] is None or not np.isfinite(record["coupled"]):
-            raise ValueError(
+            raise Diverged(
                 f"the validation at step {self.notes['step']} is not finite, or masks nothing; lower the rate, "
                 "or hold out more"
             )
