@@ -99,6 +99,7 @@ def decode_requests(
     Raises:
       FloatingPointError, ValueError: as in `loop.decode`.
     """
+    refill = refill and strategy.quota == "row"
     blocks = [-(-(requests.length(n) - requests.begins[n]) // strategy.block_length) for n in range(len(requests[0]))]
     check_fit(denoiser, strategy, numbers, hmm, max(blocks, default=1))
     if strategy.coupling == "none":
@@ -131,7 +132,7 @@ class _Table:
         self.block = np.zeros(rows, np.int32)
         self._requests, self._blocks, self._strategy = requests, blocks, strategy
         self._pad_id, self._bucket, self._mesh = pad_id, bucket, mesh
-        self._refill = refill and strategy.quota == "row"
+        self._refill = refill
         order = sorted(range(len(blocks)), key=lambda n: (-requests.length(n), n))
         self._waiting = deque(order)
         self._sitting = np.full(rows, -1, np.int64)

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 from tqdm import tqdm
 
 from codd_jax.distributed import is_first
@@ -170,8 +171,10 @@ def _run_logged(benchmark: Benchmark, line: str, models: Models, progress: bool)
         clock = time.perf_counter()
         try:
             summary = benchmark.run(models, progress=progress)
-        except (ValueError, OSError, FloatingPointError, MemoryError) as error:
-            log(f"failed: {error}")
+        except Exception as error:
+            log(f"failed: {str(error) or type(error).__name__}")
+            if jax.process_count() > 1:  # the other processes may not have met it, and would wait for ever
+                raise
             return str(error)
         except BaseException as error:
             log(f"stopped: {type(error).__name__}")

@@ -12,6 +12,7 @@ from typing import Any
 from codd_jax.distributed import from_first, is_first
 from codd_jax.evaluation.options import check_permission
 from codd_jax.evaluation.presets import TaskPreset
+from codd_jax.evaluation.problems import FEWSHOT_SEED
 from codd_jax.evaluation.provenance import environment
 from codd_jax.evaluation.results import Mirror, ResultsFolder, open_results, wilson_interval
 from codd_jax.evaluation.sampling import DeferredModel, Request, Sampler, TextModel
@@ -113,7 +114,9 @@ def evaluate(
                 "environment": environment(),
             }
         )
-        folder.write_summary(summary)
+        # A run that is asked for fewer problems than it has answered keeps the summary of them all.
+        if len(folder.samples) <= summary["total"]:
+            folder.write_summary(summary)
     return summary
 
 
@@ -128,6 +131,7 @@ def _ask(
 
     from codd_jax.evaluation.adapter import HarnessModel, build_requests, score
 
+    task.set_fewshot_seed(seed=FEWSHOT_SEED)  # drawing worked examples moves it on, and runs share a task
     requests: list[Request] = []
 
     def answer(instances: Sequence[Any]) -> list[str]:

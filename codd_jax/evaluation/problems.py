@@ -16,7 +16,7 @@ from codd_jax.evaluation.presets import TaskPreset
 
 _TEMPLATES = pathlib.Path(__file__).parent / "tasks"
 # lm-eval's own default, so that worked examples are those that its command line would draw.
-_FEWSHOT_SEED = 1234
+FEWSHOT_SEED = 1234
 # The same for what a task shuffles while it is loaded, as GPQA does with its choices.
 _LOADING_SEED = 0
 
@@ -161,7 +161,7 @@ def load_task(preset: TaskPreset, problems: LocalProblems | None = None, num_sho
             raise _unreachable(preset, error) from error
         _settle_documents(task)
         task.eval_docs  # noqa: B018 (prepared here, quietly)
-    task.set_fewshot_seed(seed=_FEWSHOT_SEED)
+    task.set_fewshot_seed(seed=FEWSHOT_SEED)
     return task
 
 

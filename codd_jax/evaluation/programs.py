@@ -29,6 +29,8 @@ _RUNNER = f"""
 import os, resource, sys
 for limit, value in ((resource.RLIMIT_CPU, {_CPU_SECONDS}), (resource.RLIMIT_AS, {_MEMORY}),
                      (resource.RLIMIT_FSIZE, {_FILE_BYTES}), (resource.RLIMIT_CORE, 0)):
+    hard = resource.getrlimit(limit)[1]
+    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
     resource.setrlimit(limit, (value, value))
 verdict, program = sys.stdin.read().split("\\n", 1)
 channel = os.dup(1)

@@ -189,11 +189,13 @@ class Recorder:
 
     def _answer(self) -> list[int]:
         """The generated ids before the first stop id, without masks."""
-        stops: Sequence[int] = ()
-        if self.decode.stop_at_eos:
-            stops = self._model.stop_ids if self.decode.stop_ids is None else self.decode.stop_ids
-        ids = cut_before(self._generated(), tuple(stops))
+        ids = cut_before(self._generated(), self._stop_ids())
         return ids[ids != self._model.config.mask_id].tolist()
+
+    def _stop_ids(self) -> tuple[int, ...]:
+        if not self.decode.stop_at_eos:
+            return ()
+        return tuple(self._model.stop_ids if self.decode.stop_ids is None else self.decode.stop_ids)
 
     def _generated(self) -> np.ndarray:
         row = fetch(self._canvas.tokens)[0]
@@ -202,7 +204,7 @@ class Recorder:
     def _heard(self) -> bool:
         """Whether a stop string has appeared before the first mask."""
         sofar = cut_before(self._generated(), (self._model.config.mask_id,))
-        ids = cut_before(sofar, tuple(self._model.stop_ids) if self.decode.stop_at_eos else ())
+        ids = cut_before(sofar, self._stop_ids())
         text = self._model.tokenizer.decode(ids.tolist(), skip_special_tokens=True)
         return any(stop and stop in text for stop in self._stops)
 
