@@ -10,10 +10,11 @@ from tests.oracles.scripted_model import ScriptedModel
 class TwoFaced(ScriptedModel):
     """Says which coupling it was asked for; takes text prompts."""
 
-    def generate(self, prompts, config, **options):
-        assert isinstance(prompts[0], str)
+    def generate(self, prompts, config, *, seed, system):
+        (prompt,) = prompts
+        assert isinstance(prompt, str) and system is None
         self._answer = lambda prompt, seed: f"{config.coupling}, {config.windows}: {prompt}\n\n" + "word " * 30
-        return super().generate([self.tokenizer(prompt)["input_ids"] for prompt in prompts], config, **options)
+        return self._answer_row(self.tokenizer(prompt)["input_ids"], config, seed)
 
 
 def test_columns_are_the_backbone_alone_and_codd(tmp_path):
