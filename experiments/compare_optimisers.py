@@ -17,6 +17,8 @@ examples
     python -m experiments.compare_optimisers --ckpt runs/gsm8k_backbone --data gsm8k/train.jsonl
   a few rules, quickly:
     python -m experiments.compare_optimisers --rules adam em ebw --seeds 0 --seconds 30
+  whether the rules' own rates suit your text:
+    python -m experiments.compare_optimisers --ckpt … --data … --seeds 0 --seconds 20 --rate_factors 0.3 1 3
 the same command again runs what is missing: a run that is there is not repeated
 """
 
@@ -29,6 +31,7 @@ def make_parser() -> Parser:
     add("--rules", nargs="+", metavar="NAME", help="of the table's names, quoted where they have blanks (all)")
     add("--seeds", nargs="+", type=count(0), default=[0, 1, 2], metavar="N", help="(0 1 2)")
     add("--seconds", type=number, default=180.0, help="processor seconds a run, after its first step (%(default)s)")
+    add("--rate_factors", nargs="+", type=number, metavar="F", help="every rule at F times its own rate, for each F")
     add("--ckpt", metavar="CKPT", help="a backbone for a corpus of your own, beside the demo")
     add("--data", metavar="DATA", help="its text: a JSONL file or a hub data set of questions and answers")
     add("--corpus", default="text", metavar="NAME", help="what that corpus is called in the table (%(default)s)")
@@ -60,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def run(args: argparse.Namespace) -> str:
     """Compares, and gives the table and where it is."""
     from codd_jax.evaluation.provenance import identify
-    from codd_jax.training.comparison import CONTENDERS, compare_rules, comparison_table
+    from codd_jax.training.comparison import CONTENDERS, at_rates, compare_rules, comparison_table
 
     if (args.ckpt is None) != (args.data is None):
         raise ValueError("--ckpt and --data are of one corpus; give both or neither")
@@ -77,10 +80,13 @@ def run(args: argparse.Namespace) -> str:
         corpora[args.corpus] = lambda seed: prepare(args, seed, args.data)
     about = {"states": args.states, "init": args.init, "batch_size": args.batch_size, "masks": args.masks}
     about |= {"ckpt": identify(args.ckpt), "data": identify(args.data), "limit": args.limit}
+    contenders = [known[name] for name in args.rules or known]
+    if args.rate_factors:
+        contenders = at_rates(contenders, args.rate_factors)
     result = compare_rules(
         corpora,
         args.output_dir,
-        contenders=[known[name] for name in args.rules or known],
+        contenders=contenders,
         seeds=args.seeds,
         seconds=args.seconds,
         about=about,

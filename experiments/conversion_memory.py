@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import re
 import shutil
 import subprocess
@@ -44,11 +45,12 @@ def convert(source: str, out: str | Path, *flags: str, kill_at_bytes: int | None
 def folder_bytes(folder: Path) -> int:
     """Bytes of all files below a folder that may be changing."""
     total = 0
-    for file in folder.rglob("*"):
-        try:
-            total += file.stat().st_size if file.is_file() else 0
-        except OSError:  # renamed or removed meanwhile
-            continue
+    for place, _, names in os.walk(folder):  # unlike rglob, passes over folders that are renamed or removed meanwhile
+        for name in names:
+            try:
+                total += os.lstat(os.path.join(place, name)).st_size
+            except OSError:
+                continue
     return total
 
 

@@ -71,6 +71,15 @@ class CircuitTraining:
             raise ValueError("patience counts validations, and validate_every=0 asks for none; set validate_every")
         self.make_rule()
 
+    def check_batch(self, batch_size: int, devices: int) -> None:
+        """Raises ValueError where batches of so many windows do not divide into equal chunks on so many devices."""
+        share = batch_size / devices
+        if share % 1 or (self.chunk is not None and share % min(self.chunk, share)):
+            raise ValueError(
+                f"a batch of {batch_size} windows cannot be split over {devices} devices in chunks of {self.chunk}; "
+                "choose numbers that divide it"
+            )
+
     def make_rule(self) -> Rule:
         """The rule with these settings; ValueError where they do not fit it."""
         return make_rule(

@@ -144,6 +144,7 @@ def prepare_job(
 ) -> tuple[WindowSource, HMM, dict[str, Any], BackboneConfig]:
     """(windows, the circuit to start from, what the run rests on, the backbone's configuration) of a job."""
     dtype, mesh = floating("dtype", job.dtype), make_mesh(job.mesh)
+    job.config.check_batch(job.batch_size, 1 if mesh is None else mesh.size)
     kinds = None if job.modulation is None else parse_modulation(job.modulation)
     if job.to_jpc and kinds is not None:
         raise ValueError("a .jpc file cannot hold modulation; leave out --to_jpc, or train without --modulation")

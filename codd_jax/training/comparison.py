@@ -31,7 +31,7 @@ class Contender:
     settings: Mapping[str, Any]
 
 
-# Rates from short runs on the demo; the conditional rules on counts like large batches, which the time budget allows.
+# At the rules' own rates, `rules.DEFAULT_RATES`.
 CONTENDERS: tuple[Contender, ...] = (
     Contender("adam", {"rule": "adam"}),
     Contender("adam, local", {"rule": "adam", "normalization": "local"}),
@@ -43,6 +43,17 @@ CONTENDERS: tuple[Contender, ...] = (
     Contender("anemone", {"rule": "anemone"}),
     Contender("em", {"rule": "em"}),
 )
+
+
+def at_rates(contenders: Sequence[Contender], factors: Sequence[float]) -> list[Contender]:
+    """Every contender at several multiples of its rule's own rate, to see whether that rate is the right one."""
+    tuned = []
+    for contender in contenders:
+        rate = CircuitTraining(**contender.settings).make_rule().rate
+        for factor in factors:
+            settings = {**contender.settings, "rate": rate * factor}
+            tuned.append(Contender(f"{contender.name} at {rate * factor:g}", settings))
+    return tuned
 
 
 def compare_rules(
@@ -71,7 +82,7 @@ def compare_rules(
     for contender, corpus, seed in tqdm(planned, desc="comparing", unit="run", disable=not progress):
         path = folder / "runs" / f"{corpus}-{contender.name.replace(', ', '-').replace(' ', '-')}-{seed}.json"
         settings = {"corpus": corpus, "name": contender.name, "seed": seed, "seconds": seconds, **contender.settings}
-        settings |= about or {}
+        settings |= {"rate": CircuitTraining(**contender.settings).make_rule().rate, **(about or {})}
         if path.is_file():
             record = read_json(path)
             changed = differences(record["settings"], json.loads(json.dumps(settings)))

@@ -135,7 +135,9 @@ def answer_circuit(
     moments = {"adam": 2, "adamax": 2}.get(program.rule, 1)
     held = min(windows, program.chunk or windows) * circuit.length * circuit.vocab_size * 4
     state = {"trained_bytes": values, "optimiser_bytes": moments * values, "frozen_bytes": head_bytes}
-    total = sum(state.values()) + 2 * values + 3 * held
+    # Beside the potentials of the windows at hand: E as probabilities, and sums over devices on their way.
+    working = 3 * held + 3 * values
+    total = sum(state.values()) + 2 * values + working
     fits = None if place.memory is None else total <= USABLE * place.memory
     report = {
         "name": f"{label}-train-circuit-{place.kind}-batch{program.batch}".replace(":", "-").replace(" ", "-"),
@@ -153,7 +155,7 @@ def answer_circuit(
         "fits": fits,
         **state,
         "gradient_bytes": 2 * values,
-        "working_bytes": 3 * held,
+        "working_bytes": working,
         "estimate_bytes": total,
         "parts": timed_parts(parts, place.chip),
         "floors": _floors(parts, 2 * values if place.number > 1 else 0, place.chip),

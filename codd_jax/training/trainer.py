@@ -246,12 +246,7 @@ def check_fit(source: WindowSource, hmm: HMM, mesh: jax.sharding.Mesh | None, co
             f"the circuit's modulation reads states of width {hmm.modulation.width} and the backbone's have "
             f"{source.head.width}"
         )
-    share = source.batch_size / (1 if mesh is None else mesh.size)
-    if share % 1 or (config.chunk is not None and share % min(config.chunk, share)):
-        raise ValueError(
-            f"a batch of {source.batch_size} windows cannot be split over {1 if mesh is None else mesh.size} devices "
-            f"in chunks of {config.chunk}; choose numbers that divide it"
-        )
+    config.check_batch(source.batch_size, 1 if mesh is None else mesh.size)
 
 
 def _settings(config: CircuitTraining, source: WindowSource, hmm: HMM, about: dict[str, Any] | None) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from codd_jax.io.circuit import load_circuit
 from codd_jax.io.safetensors import save_huggingface
 from codd_jax.tokenizer import load_tokenizer
 from codd_jax.training import throughput
-from codd_jax.training.comparison import CONTENDERS, Contender, compare_rules
+from codd_jax.training.comparison import CONTENDERS, Contender, at_rates, compare_rules
 from codd_jax.training.potentials import Head, MemoryWindows, WindowPotentials
 from experiments import compare_optimisers, train_circuit
 from experiments.demo_task import circuit as demo_circuit
@@ -119,6 +119,7 @@ def test_a_file_of_ones_own_on_the_fly(capsys, tmp_path, bundle):
         (["--modulation", "latent", "--to_jpc"], "cannot hold modulation"),
         (["--modulation", "sound"], "it must name some of"),
         (["--rule", "dual_ratio"], "set normalization='local'"),
+        (["--batch_size", "16", "--chunk", "5"], "16 windows cannot be split over 1 devices in chunks of 5"),
     ],
 )
 def test_what_is_refused(capsys, tmp_path, bundle, words, said):
@@ -167,6 +168,12 @@ def test_rules_are_compared_and_a_run_is_not_repeated(tmp_path):
     assert again == json.loads((tmp_path / "comparison.json").read_text())
     with pytest.raises(ValueError, match=r"seconds: 0\.05 before, 1\.0 now"):
         compare_rules({"tiny": None}, tmp_path, **{**options, "seconds": 1.0})
+
+
+def test_rates_are_multiples_of_the_rules_own():
+    tuned = at_rates([Contender("adam, local", {"rule": "adam", "rate": 0.2, "normalization": "local"})], [0.5, 2.0])
+    assert [(c.name, c.settings["rate"]) for c in tuned] == [("adam, local at 0.1", 0.1), ("adam, local at 0.4", 0.4)]
+    assert all(c.settings["normalization"] == "local" for c in tuned)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ import pytest
 from codd_jax.training import store as store_module
 from codd_jax.training.potentials import Head, make_encoder
 from codd_jax.training.rows import mask_rows
-from codd_jax.training.store import StoredWindows, WindowStore, build_store, fingerprint
+from codd_jax.training.store import StoredWindows, build_store, fingerprint
+from codd_jax.training.window_store import WindowStore
 from tests.training.test_potentials import MASK, T, make_backbone, make_rows
 
 ROWS = [make_rows(3, 2, 3, 1), make_rows(11, 9, 7, bucket=16)]
