@@ -7,7 +7,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from codd_jax.evaluation import report_plots, report_sections
+from codd_jax.evaluation import paper_form, report_plots, report_sections
 from codd_jax.evaluation.comparison import Pairing, pairings
 from codd_jax.evaluation.report_document import Block, Figure, Heading, Paragraph, to_html, to_markdown
 from codd_jax.evaluation.results import wilson_interval, write_json
@@ -86,11 +86,11 @@ def _blocks(
         names = ", ".join(f"`{run.name}`" for run in partial)
         blocks.append(Paragraph(f"**Partial**, and so no result yet: {names}. The same command continues such a run."))
     blocks += report_sections.glance(paired)
-    blocks += report_sections.paper_tables(runs)
+    blocks += paper_form.paper_tables(runs)
     blocks += [Heading("Accuracy against cost"), *plots]
     blocks += report_sections.comparisons(paired, alone)
-    blocks += report_sections.ablation(runs)
-    blocks += report_sections.latency(runs)
+    blocks += paper_form.ablation(runs)
+    blocks += paper_form.latency(runs)
     blocks += report_sections.all_runs(runs)
     if left_out:
         blocks += [Heading("Left out"), *(Paragraph(reason) for reason in left_out)]

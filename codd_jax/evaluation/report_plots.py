@@ -50,7 +50,11 @@ def speed(runs: Sequence[Run], folder: pathlib.Path, name: str) -> str:
 
 def _leads(run: Run, runs: Sequence[Run]) -> bool:
     """Whether a run is drawn in full: not where the circuit's registered setting stands beside it at the same pace."""
-    rivals = [other for other in runs if (other.method, other.pace, other.family) == (run.method, run.pace, run.family)]
+
+    def place(other: Run):
+        return other.method, other.pace, other.family, other.conditions, other.settings.get("num_shot")
+
+    rivals = [other for other in runs if place(other) == place(run)]
     return not run.coupled or run.registered or not any(other.registered for other in rivals)
 
 
@@ -74,7 +78,8 @@ def _comparable(runs: Sequence[Run]) -> list[list[Run]]:
     for run in sorted(runs, key=lambda run: run.tokens_per_pass):
         if run.scheduled and _leads(run, runs):
             kept = sorted((name, str(value)) for name, value in run.decoding.items() if name != "steps")
-            groups.setdefault(str((run.family, run.settings.get("backbone"), kept)), []).append(run)
+            kept += [run.settings.get(name) for name in ("backbone", "circuit", "num_shot")]
+            groups.setdefault(str((run.family, kept, run.conditions)), []).append(run)
     return [group for group in groups.values() if len(group) > 1]
 
 

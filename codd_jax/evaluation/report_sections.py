@@ -1,10 +1,9 @@
-"""The sections of a report, from runs to blocks: tables in the paper's form, comparisons, ablation, what to repeat."""
+"""The sections of a report, from runs to blocks: what stands out, all runs, comparisons, what to repeat."""
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 from codd_jax.evaluation.comparison import Pairing
-from codd_jax.evaluation.paper_tables import ABLATION, ACCURACY, LATENCY, PAPER, AblationKey, AccuracyKey
 from codd_jax.evaluation.report_document import Block, Bullets, Details, Heading, Paragraph, Table
 from codd_jax.evaluation.results import wilson_interval
 from codd_jax.evaluation.runs import Run
@@ -12,9 +11,7 @@ from codd_jax.evaluation.runs import Run
 FAMILY_NAMES = {"llada": "LLaDA", "dream": "Dream"}
 TASK_NAMES = {"math500": "MATH500", "gsm8k": "GSM8K", "gpqa": "GPQA", "mbpp": "MBPP"}
 _METHODS = ("backbone alone", "CoDD", "CoDD, any-order")
-# The paper's generations; figures of other lengths do not compare.
-_PAPER_LENGTH = 512
-_NONE = "–"
+NONE = "–"
 
 
 def percent(share: float) -> str:
@@ -41,7 +38,7 @@ def family_name(family: str) -> str:
 def circuit_settings(run: Run) -> str:
     """τ and pc_frac of a coupled run."""
     if not run.coupled:
-        return _NONE
+        return NONE
     share = run.decoding.get("pc_frac")
     reversed_ = ", reversed" * bool(run.decoding.get("reverse_frac"))
     shown = "always" if share is None else f"{share:g}"
@@ -96,61 +93,6 @@ def p_text(value: float) -> str:
     return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
 
 
-def paper_tables(runs: Sequence[Run]) -> list[Block]:
-    """Accuracy in the form of the paper's tables 1 and 2: a table for each backbone and length."""
-    plain = [run for run in runs if run.scheduled and run.decoding.get("cache", "none") == "none"]
-    blocks: list[Block] = []
-    groups = _grouped(
-        plain, lambda run: (run.family, str(run.settings.get("backbone")), run.decoding.get("gen_length"))
-    )
-    for (family, _, length), group in groups.items():
-        columns = list(_grouped(group, lambda run: (run.task, run.decoding.get("steps"))))
-        rows = []
-        for (method, remasking), mates in _grouped(
-            group, lambda run: (run.method, run.decoding.get("remasking", "?"))
-        ).items():
-            cells = []
-            for task, steps in columns:
-                here = [run for run in mates if (run.task, run.decoding.get("steps")) == (task, steps)]
-                key = AccuracyKey(family, method != "backbone alone", remasking, task, steps)
-                cells.append(_accuracy_cell(here, ACCURACY.get(key) if length == _PAPER_LENGTH else None))
-            rows.append((method, remasking, *cells))
-        header = ("", "order", *(f"{task_name(task)}\n{steps} steps" for task, steps in columns))
-        source = _source(group[0])
-        blocks.append(Heading(f"{family_name(family)}{source}, {length} tokens", 3))
-        blocks.append(Table([cell.replace("\n", ", ") for cell in header], rows, left=(0, 1)))
-    if not blocks:
-        return []
-    note = (
-        "Per cent of problems solved, with 95 % Wilson intervals; beneath, the paper's figure where it has one "
-        f"({PAPER}, tables 1 and 2, {_PAPER_LENGTH} tokens, 8B and 7B models). Where several settings were run, "
-        "the one registered beforehand leads, or else the first, and the best follows: choosing the best of several is "
-        "optimistic."
-    )
-    return [Heading("Accuracy, in the form of the paper's tables 1 and 2"), Paragraph(note), *blocks]
-
-
-def _source(run: Run) -> str:
-    source = run.settings.get("backbone")
-    name = source.get("source") if isinstance(source, dict) else source
-    return f" ({name})" if name else ""
-
-
-def _accuracy_cell(runs: Sequence[Run], paper: float | None) -> str:
-    lines = [_NONE]
-    if runs:
-        main = next((run for run in runs if run.registered), runs[0])
-        best = max(runs, key=lambda run: run.accuracy)
-        lines = [percent(main.accuracy), interval(main)]
-        if len(runs) > 1:
-            lines.append(f"best of {len(runs)}: {percent(best.accuracy)}\n{circuit_settings(best)}")
-        if main.status != "complete":
-            lines.append(main.status)
-    if paper is not None:
-        lines.append(f"paper {paper:.2f}")
-    return "\n".join(lines)
-
-
 def all_runs(runs: Sequence[Run]) -> list[Block]:
     """Every run with accuracy, cost and state."""
     header = ("run", "task", "method", "order, pace", "circuit", "solved", "accuracy, %", "95 % interval")
@@ -161,7 +103,7 @@ def all_runs(runs: Sequence[Run]) -> list[Block]:
             *(f"{run.decoding.get('remasking')}, {run.pace}", circuit_settings(run)),
             *(f"{run.totals['correct']} of {run.totals['count']}", percent(run.accuracy), interval(run)),
             *(f"{run.tokens_per_pass:.2f}", f"{run.seconds_per_sample:.3g}"),
-            *(_NONE if run.tokens_per_second is None else f"{run.tokens_per_second:,.1f}", run.status),
+            *(NONE if run.tokens_per_second is None else f"{run.tokens_per_second:,.1f}", run.status),
         )
         for run in runs
     ]
@@ -203,69 +145,6 @@ def _pace(run: Run) -> str:
     return f"{run.decoding.get('remasking')}, {run.pace}"
 
 
-def ablation(runs: Sequence[Run]) -> list[Block]:
-    """pc_frac by τ in the form of the paper's tables 4 and 5, where more than one setting was run."""
-    coupled = [run for run in runs if run.coupled and run.scheduled and run.decoding.get("cache", "none") == "none"]
-    blocks: list[Block] = []
-    kind = _grouped(coupled, lambda run: (run.task, run.family, run.method, run.decoding.get("gen_length")))
-    for (task, family, method, length), group in kind.items():
-        if len({circuit_settings(run) for run in group}) < 2:
-            continue
-        shares = sorted({run.decoding.get("pc_frac") for run in group}, key=lambda share: (share is None, share))
-        columns = list(_grouped(group, _ablation_column))
-        rows = []
-        for share in shares:
-            cells = []
-            for column in columns:
-                here = [r for r in group if r.decoding.get("pc_frac") == share and _ablation_column(r) == column]
-                lines = [percent(here[0].accuracy), interval(here[0])] if here else [_NONE]
-                key = AblationKey(family, task, *column, share)
-                if length == _PAPER_LENGTH and key in ABLATION:
-                    lines.append(f"paper {ABLATION[key]:.2f}")
-                cells.append("\n".join(lines))
-            rows.append(("always" if share is None else f"{share:g}", *cells))
-        header = ("pc_frac", *(f"{steps} steps, {order}, τ {tau:g}" for steps, order, tau in columns))
-        blocks += [Heading(f"{task_name(task)}, {family_name(family)}, {method}", 3), Table(header, rows)]
-    if not blocks:
-        return []
-    note = "Accuracy in per cent by the share of masks below which the circuit is used, and by its temperature τ."
-    return [Heading("Ablation, in the form of the paper's tables 4 and 5"), Paragraph(note), *blocks]
-
-
-def _ablation_column(run: Run) -> tuple[int, str, float]:
-    return run.decoding.get("steps"), run.decoding.get("remasking"), run.decoding.get("pc_temperature")
-
-
-def latency(runs: Sequence[Run]) -> list[Block]:
-    """Seconds a sample in the form of the paper's table 3."""
-    plain = [run for run in runs if run.scheduled and run.decoding.get("cache", "none") == "none"]
-    groups = _grouped(plain, lambda run: (run.family, _source(run), run.decoding.get("gen_length"), hardware(run)))
-    blocks: list[Block] = []
-    for (family, source, length, machine), group in groups.items():
-        columns = list(_grouped(group, lambda run: (run.task, run.decoding.get("steps"))))
-        rows = []
-        for method, mates in _grouped(group, lambda run: run.method).items():
-            cells = []
-            for column in columns:
-                here = [run for run in mates if (run.task, run.decoding.get("steps")) == column]
-                mean = sum(run.seconds_per_sample for run in here) / len(here) if here else None
-                lines = [_NONE if mean is None else f"{mean:.3g}"]
-                name = {"backbone alone": "backbone", "CoDD": "latent"}.get(method, "any_order")
-                if length == _PAPER_LENGTH and (paper := LATENCY.get((family, name, *column))) is not None:
-                    lines.append(f"paper {paper:.2f}")
-                cells.append("\n".join(lines))
-            rows.append((method, *cells))
-        blocks.append(Heading(f"{family_name(family)}{source}, {length} tokens, on {machine}", 3))
-        blocks.append(Table(("", *(f"{task_name(task)}, {steps} steps" for task, steps in columns)), rows))
-    if not blocks:
-        return []
-    note = (
-        "Seconds of all devices together per sample within a batch; compilation that fell into a run counts. The "
-        "paper's table 3 does not name its machine; `experiments/latency.py` measures latency by itself."
-    )
-    return [Heading("Latency, in the form of the paper's table 3"), Paragraph(note), *blocks]
-
-
 def hardware(run: Run) -> str:
     """The devices of a run, in words."""
     about = (run.summary or {}).get("environment") or {}
@@ -289,11 +168,3 @@ def to_repeat(runs: Sequence[Run]) -> list[Block]:
         head = f"{run.name}: {task_name(run.task)}, seed {run.settings.get('seed')}, {versions}, {hardware(run)}"
         blocks.append(Details(head, json.dumps(told, indent=2, ensure_ascii=False)))
     return blocks
-
-
-def _grouped(runs: Iterable[Run], kind: Callable[[Run], object]) -> dict:
-    """Runs by kind, in the order of first appearance."""
-    groups: dict = {}
-    for run in runs:
-        groups.setdefault(kind(run), []).append(run)
-    return groups

@@ -15,6 +15,12 @@ CIRCUIT_FIELDS = (
     *("coupling", "pc_temperature", "pc_temperature_on", "pc_frac", "reverse_frac", "normalization"),
     *("windows", "window_remasking"),
 )
+# What tells runs of one backbone and method apart beside task, order and pace; figures across them do not mix.
+_CONDITIONS = ("adapter", "dtype", "seed", "system_prompt")
+_DECODING_CONDITIONS = (
+    *("block_length", "temperature", "top_p", "top_k", "cfg_scale", "alg_temp", "schedule", "step_split", "quota"),
+    *("num_samples", "stop_at_eos"),
+)
 # As `grid.INDEX`, which this reader of files does not import for it.
 GRID = "grid.json"
 _NEEDED = ("doc_id", "repeat", "correct", "num_tokens", "steps_used", "seconds")
@@ -90,6 +96,13 @@ class Run:
         return self.coupled and all(self.decoding.get(name) == preset[name] for name in names)
 
     @property
+    def conditions(self) -> Mapping[str, str]:
+        """What must agree for runs to stand in one table, by name and as text."""
+        told = {name: self.settings.get(name) for name in _CONDITIONS}
+        told |= {name: self.decoding.get(name) for name in _DECODING_CONDITIONS}
+        return {name: _named(value) for name, value in told.items()}
+
+    @property
     def status(self) -> str:
         """Whole, a chosen part, or not finished."""
         if self.summary is None or self.summary["total"] < len(self.samples):
@@ -131,6 +144,19 @@ class Run:
     def seconds_per_sample(self) -> float:
         """Seconds a sample took of the devices."""
         return self.totals["seconds"] / self.totals["count"]
+
+
+def _named(value: Any) -> str:
+    """A setting as text; of a file or folder its name."""
+    if value is None:
+        return "none"
+    return str(value["source"]) if isinstance(value, Mapping) and "source" in value else str(value)
+
+
+def differences_of(groups: Sequence[Mapping[str, str]]) -> list[str]:
+    """For each of several conditions, in words, what they do not all share; empty texts where they agree."""
+    varied = [name for name in groups[0] if len({group[name] for group in groups}) > 1] if groups else []
+    return [", ".join(f"{name} {group[name]}" for name in varied) for group in groups]
 
 
 def find_runs(folders: Sequence[str | pathlib.Path]) -> tuple[list[Run], list[str]]:

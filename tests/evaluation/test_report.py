@@ -8,9 +8,11 @@ import re
 import pytest
 
 from codd_jax.evaluation.comparison import mcnemar_exact, pair, pairings
+from codd_jax.evaluation.paper_form import latency, paper_tables
 from codd_jax.evaluation.paper_tables import ABLATION, ACCURACY, FURTHER_DREAM, LATENCY, AblationKey, AccuracyKey
 from codd_jax.evaluation.report import write_report
-from codd_jax.evaluation.report_document import Details, Paragraph, Table, to_html, to_markdown
+from codd_jax.evaluation.report_document import Details, Heading, Paragraph, Table, to_html, to_markdown
+from codd_jax.evaluation.report_sections import ordered
 from codd_jax.evaluation.runs import find_runs, read_run
 from experiments import report
 from tests.oracles.recorded_runs import record_run
@@ -161,6 +163,22 @@ def test_the_page(tmp_path, capsys):
     assert {"report.md", "gsm8k_accuracy_by_speed.png", "gpqa_accuracy_by_tokens_per_pass.svg"} <= names
     markdown = (tmp_path / "out" / "report.md").read_text()
     assert "| CoDD | low_confidence |" in markdown and "<b>" not in re.sub(r"```.*?```", "", markdown, flags=re.DOTALL)
+
+
+def test_runs_under_other_conditions_stand_in_other_tables(tmp_path):
+    record_run(tmp_path / "plain", [1, 0, 0, 0])
+    record_run(tmp_path / "tuned", [1, 1, 1, 1], adapter="wd1")
+    record_run(tmp_path / "shots", [1, 1, 0, 0], num_shot=4)
+    runs = ordered(find_runs([tmp_path])[0])
+    for tables, header in ((paper_tables(runs), 2), (latency(runs), 1)):
+        titles = [block.text for block in tables if isinstance(block, Heading) and block.level == 3]
+        assert [("adapter none" in title, "adapter wd1" in title) for title in titles] == [(True, False), (False, True)]
+        plain, tuned = (block for block in tables if isinstance(block, Table))
+        assert list(plain.header[header:]) == ["GSM8K, 0-shot, 64 steps", "GSM8K, 4-shot, 64 steps"]
+        assert list(tuned.header[header:]) == ["GSM8K, 64 steps"]
+    plain, tuned = (block for block in paper_tables(runs) if isinstance(block, Table))
+    assert [cell.split("\n")[0] for cell in plain.rows[0][2:]] == ["25.00", "50.00"]
+    assert tuned.rows[0][2].startswith("100.00") and "best of" not in str([plain.rows, tuned.rows])
 
 
 def test_one_run_and_nothing_to_compare(tmp_path):

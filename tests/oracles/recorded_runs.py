@@ -32,6 +32,8 @@ def record_run(
     summary: bool = True,
     limit: int | None = None,
     seed: int = 0,
+    adapter: str | None = None,
+    num_shot: int = 0,
     **decoding: Any,
 ) -> pathlib.Path:
     """Writes a run's three files: a sample a problem, each of 100 tokens in 2 s."""
@@ -42,6 +44,8 @@ def record_run(
         "task_version": 3.0,
         "lm_eval": "0.4.13",
         "seed": seed,
+        "num_shot": num_shot,
+        "adapter": adapter and {"source": adapter, "digest": "11"},
         "backbone": {"source": "<b>tiny</b>", "digest": "00"},
         "decoding": {**DECODING, **decoding},
     }
