@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from codd_jax import chips, costs, planning, programs
+from codd_jax.backbones.attention import choose_implementation
 from codd_jax.backbones.config import BackboneConfig, check_length
 from codd_jax.decoding import DecodeConfig
 from codd_jax.decoding.proposals import CHUNK
@@ -55,6 +56,11 @@ class Place:
     kind: str
     chip: chips.Chip | None
     memory: int | None
+
+    @property
+    def backend(self) -> str | None:
+        """What programs are compiled for; None: whatever JAX runs on here."""
+        return self.devices[0].platform if self.devices else None
 
     @property
     def cpu(self) -> bool:
@@ -181,7 +187,7 @@ def _compile(question: Question, place: Place, shape, split: costs.Split, dtype:
         circuit,
         dtype,
         "auto" if place.cpu else "stacked",
-        question.attention,
+        choose_implementation(question.attention, dtype, config.head_dim, place.backend),
     )
     start = time.perf_counter()
     try:

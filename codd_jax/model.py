@@ -60,6 +60,8 @@ class CoDD:
         """
         if hmm is not None:
             circuit_io.CircuitInfo.of(hmm).check_fit(backbone.config)
+        if mesh is not None and backbone.mesh != mesh:
+            backbone = backbone.with_options(mesh=mesh)
         self.backbone = backbone
         self.config: BackboneConfig = backbone.config
         self.hmm = hmm

@@ -107,7 +107,9 @@ class Program:
 
     def abstract_params(self) -> tuple[nnx.GraphDef, nnx.State]:
         """The backbone's structure and its parameters as shapes with shardings."""
-        options = {"layout": self.layout, "attention_implementation": self.attention_implementation}
+        options = {
+            "layout": self.layout, "attention_implementation": self.attention_implementation, "mesh": self.mesh,
+        }  # fmt: skip
         graphdef, state = nnx.split(Transformer.abstract(self.config, self.dtype, **options))
         sharding_of = backbone_sharding(self.config, self.mesh)
 

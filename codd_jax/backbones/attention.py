@@ -1,39 +1,71 @@
 """Bidirectional attention with grouped key/value heads; padding is known from row lengths, never from [L, L] masks."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
-IMPLEMENTATIONS = ("auto", "xla", "cudnn")
+from codd_jax.backbones.splash import LANES, splash_attend
+
+IMPLEMENTATIONS = ("auto", "xla", "cudnn", "splash")
 
 # Finite, so that a row of length 0 yields numbers rather than NaN.
 _MASKED = -1e30
 
 
-def choose_implementation(name: str, dtype: jnp.dtype, head_dim: int) -> str:
-    """Resolve "auto": cuDNN's fused kernel on a GPU in half precision with head_dim a multiple of 8, else XLA's."""
+def choose_implementation(name: str, dtype: jnp.dtype, head_dim: int, backend: str | None = None) -> str:
+    """Resolve "auto" for a backend (default: JAX's own), and refuse what a kernel cannot do.
+
+    On a GPU cuDNN's fused kernel in half precision with head_dim a multiple of 8, on a TPU splash attention with
+    head_dim a multiple of 128, else XLA's own attention.
+    """
     if name not in IMPLEMENTATIONS:
         raise ValueError(f"attention_implementation {name!r} is unknown; known: {', '.join(IMPLEMENTATIONS)}")
+    backend = backend or jax.default_backend()
     fits = jnp.dtype(dtype).itemsize == 2 and head_dim % 8 == 0 and head_dim <= 128
     if name == "cudnn" and not fits:
         raise ValueError(
             f"cuDNN attention needs bfloat16 or float16 and a head_dim that is a multiple of 8 up to 128; got "
             f"{jnp.dtype(dtype).name} and {head_dim}; use attention_implementation='xla' (or 'auto')"
         )
-    if name == "auto":
-        return "cudnn" if fits and jax.default_backend() == "gpu" else "xla"
-    return name
+    if name == "splash" and head_dim % LANES:
+        raise ValueError(
+            f"splash attention needs a head_dim that is a multiple of {LANES}; got {head_dim}; use "
+            "attention_implementation='xla' (or 'auto')"
+        )
+    if name != "auto":
+        return name
+    if backend == "gpu" and fits:
+        return "cudnn"
+    return "splash" if backend == "tpu" and head_dim % LANES == 0 else "xla"
 
 
 def attend(
-    query: jax.Array, key: jax.Array, value: jax.Array, lengths: jax.Array | None, implementation: str = "xla"
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    lengths: jax.Array | None,
+    implementation: str = "xla",
+    mesh: Mesh | None = None,
 ) -> jax.Array:
     """Softmax attention of query [B, L, N, H] over key and value [B, S, K, H] → [B, L, N, H].
 
     Row b sees the first lengths[b] keys (all where lengths is None); query head n reads key/value head n // (N / K).
-    Scores and softmax are in float32.
+    Scores and softmax are in float32. With "splash", programs for other devices than TPUs take "xla", as do queries
+    that would not fill a block of the kernel (an active block beside kept keys, say); it needs the `mesh`.
     """
     if implementation == "cudnn":
         return jax.nn.dot_product_attention(query, key, value, key_value_seq_lengths=lengths, implementation="cudnn")
+    if implementation == "splash" and query.shape[1] >= LANES:
+        lengths = jnp.full(query.shape[:1], key.shape[1], jnp.int32) if lengths is None else lengths
+        return jax.lax.platform_dependent(
+            query, key, value, lengths, tpu=functools.partial(splash_attend, mesh=mesh), default=_attend_in_xla
+        )
+    return _attend_in_xla(query, key, value, lengths)
+
+
+def _attend_in_xla(query: jax.Array, key: jax.Array, value: jax.Array, lengths: jax.Array | None) -> jax.Array:
     batch, length, num_heads, head_dim = query.shape
     groups = key.shape[2]
     # Head-major operands: XLA multiplies them without reordering, 3 to 4 % of a forward pass on CPU.

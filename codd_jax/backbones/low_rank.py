@@ -48,10 +48,9 @@ def merge_lora(backbone: Transformer) -> Transformer:
             path = (*(int(part) if part.isdigit() else part for part in name.split(".")), "weight")
             merged[path] = _merged(linear.weight[...], linear.lora.a[...], linear.lora.b[...], linear.lora.scale)
     flat = {path: leaf[...] for path, leaf in nnx.to_flat_state(nnx.state(backbone, nnx.Param)) if "lora" not in path}
-    options = {"attention_implementation": backbone.attention_implementation, "remat": backbone.remat}
     # A structure that never had factors, so that programs are shared.
     return Transformer.from_params(
-        backbone.config, unflatten_dict(flat | merged), backbone.dtype, layout=backbone.layout, **options
+        backbone.config, unflatten_dict(flat | merged), backbone.dtype, layout=backbone.layout, **backbone.options
     )
 
 

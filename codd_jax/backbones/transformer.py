@@ -6,6 +6,7 @@ from typing import Any, Self
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 
 from codd_jax.backbones.attention import attend, choose_implementation, heads
 from codd_jax.backbones.config import BackboneConfig
@@ -27,6 +28,7 @@ class Block(nnx.Module):
         dtype: jnp.dtype,
         param_dtype: jnp.dtype,
         attention_implementation: str,
+        mesh: Mesh | None = None,
         rngs: nnx.Rngs,
     ):
         query_width, key_width = (count * config.head_dim for count in (config.num_heads, config.num_kv_heads))
@@ -48,7 +50,7 @@ class Block(nnx.Module):
         self.up = Linear(width, ffn, **ffn_in)
         self.down = Linear(ffn, width, std=depth * ffn**-0.5, **ffn_in)
         self.config = config
-        self.attention_implementation = attention_implementation
+        self.attention_implementation, self.mesh = attention_implementation, mesh
 
     def __call__(self, x: jax.Array, table: tuple[jax.Array, jax.Array], lengths: jax.Array | None) -> jax.Array:
         """[B, L, D] → [B, L, D]; `table` is the rotary table, `lengths` [B] the real length of each row."""
@@ -70,7 +72,7 @@ class Block(nnx.Module):
         self, x: jax.Array, query: jax.Array, key: jax.Array, value: jax.Array, lengths: jax.Array | None
     ) -> jax.Array:
         """x [B, L, D] plus attention over key and value [B, S, K, H], plus the feed-forward part."""
-        mixed = attend(query, key, value, lengths, self.attention_implementation)
+        mixed = attend(query, key, value, lengths, self.attention_implementation, self.mesh)
         x = x + self.o(mixed.reshape(*mixed.shape[:2], -1))
         y = self.ff_norm(x)
         return x + self.down(jax.nn.silu(self.gate(y)) * self.up(y))
@@ -82,7 +84,8 @@ class Transformer(nnx.Module):
     Parameters: `embed.weight` [V, D]; `blocks.*` with a leading layer axis (layout "stacked", one `lax.scan`) or as an
     `nnx.List` of blocks (layout "unrolled", a Python loop, faster on CPU); `final_norm`; `head` unless tied. `dtype`
     is what is computed in, `param_dtype` (default: the same) what is stored. Logits are always float32. With `remat`
-    a gradient keeps only what goes in and out of each block and computes the rest again, for memory.
+    a gradient keeps only what goes in and out of each block and computes the rest again, for memory. `mesh` holds the
+    devices that the weights are spread over; attention kernels that XLA cannot split need to know it.
     """
 
     def __init__(
@@ -94,18 +97,19 @@ class Transformer(nnx.Module):
         layout: str = "stacked",
         attention_implementation: str = "auto",
         remat: bool = False,
+        mesh: Mesh | None = None,
         rngs: nnx.Rngs,
     ):
         self.config = config
         self.remat = remat
         self.dtype = jnp.dtype(dtype)
         self.layout = choose_layout(config, layout)
-        self.attention_implementation = attention_implementation
+        self.attention_implementation, self.mesh = attention_implementation, mesh
         dtypes = {"dtype": self.dtype, "param_dtype": jnp.dtype(param_dtype or dtype)}
         implementation = choose_implementation(attention_implementation, self.dtype, config.head_dim)
 
         def block(rngs: nnx.Rngs) -> Block:
-            return Block(config, attention_implementation=implementation, rngs=rngs, **dtypes)
+            return Block(config, attention_implementation=implementation, mesh=mesh, rngs=rngs, **dtypes)
 
         self.embed = Embedding(config.vocab_size, config.width, rngs=rngs, **dtypes)
         if self.layout == "stacked":
@@ -204,8 +208,21 @@ class Transformer(nnx.Module):
             return self
         params = nnx.to_pure_dict(nnx.state(self, nnx.Param))
         convert = unstack_blocks if layout == "unrolled" else stack_blocks
-        options = {"attention_implementation": self.attention_implementation, "remat": self.remat}
-        return type(self).from_params(self.config, convert(params), self.dtype, layout=layout, **options)
+        return type(self).from_params(self.config, convert(params), self.dtype, layout=layout, **self.options)
+
+    def with_options(self, **changes: Any) -> Self:
+        """The same weights in the same layout, computed in another way: changes of `options`."""
+        params = nnx.to_pure_dict(nnx.state(self, nnx.Param))
+        return type(self).from_params(
+            self.config, params, self.dtype, layout=self.layout, **{**self.options, **changes}
+        )
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the constructor took that says how to compute, to build another around the same weights."""
+        return {
+            "attention_implementation": self.attention_implementation, "remat": self.remat, "mesh": self.mesh,
+        }  # fmt: skip
 
     @classmethod
     def abstract(cls, config: BackboneConfig, dtype: Any = jnp.float32, **options: Any) -> Self:

@@ -69,6 +69,7 @@ class OpenBackbone:
             sharding=sharding,
             layout=layout,
             attention_implementation=attention_implementation,
+            mesh=mesh,
             progress=progress,
         )
 

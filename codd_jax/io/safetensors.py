@@ -84,13 +84,15 @@ def load_backbone(
     sharding: ShardingOf | jax.sharding.Sharding | None = None,
     layout: str = "stacked",
     attention_implementation: str = "auto",
+    mesh: jax.sharding.Mesh | None = None,
     progress: bool = True,
 ) -> Transformer:
     """Build a Transformer from HuggingFace tensors, streaming one tensor at a time to the device(s).
 
     `dtype` is computed in, `param_dtype` (default: the same) stored. `sharding` is one Sharding for all parameters or
     a function of a parameter's path and shape in the chosen layout (see `codd_jax.sharding.backbone_sharding`); each
-    device then reads only its part. The host never holds more than one tensor. Errors as `plan` and the source raise.
+    device then reads only its part. `layout`, `attention_implementation` and `mesh` are for `Transformer`. The host
+    never holds more than one tensor. Errors as `plan` and the source raise.
     """
     source = SafetensorsFolder(source) if isinstance(source, str | pathlib.Path) else source
     if hasattr(source, "in_dtype"):
@@ -117,7 +119,8 @@ def load_backbone(
                 arrays[path] = _slice_writer(target)(arrays[path], value, item.layer)
             arrays[path].block_until_ready()  # else host copies of many tensors wait for their transfers at once
             bar.update(math.prod(shape) * source.dtype(item.name).itemsize)
-    options = {"layout": layout, "attention_implementation": attention_implementation, "param_dtype": stored}
+    options = {"layout": layout, "attention_implementation": attention_implementation, "mesh": mesh}
+    options["param_dtype"] = stored
     return Transformer.from_params(config, _nest(arrays), dtype, **options)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from codd_jax import chips, costs, programs
+from codd_jax.backbones.attention import choose_implementation
 from codd_jax.backbones.config import BackboneConfig, check_length
 from codd_jax.fitting import Place, find_place, read_split, timed_parts
 from codd_jax.planning import USABLE, divisors
@@ -58,7 +59,8 @@ def answer(question: TrainingQuestion) -> dict[str, Any]:
         )
     place = find_place(question.topology, question.compile)
     layout = "auto" if place.cpu else "stacked"
-    program = JointProgram(config, training, circuit, question.length, question.windows, layout, question.attention)
+    kernel = choose_implementation(question.attention, training.dtype or "float32", config.head_dim, place.backend)
+    program = JointProgram(config, training, circuit, question.length, question.windows, layout, kernel)
     shape = UpdateShape(training, question.length, question.windows, window, 4 if training.dtype == "float32" else 2)
     meshes = sorted((_candidate(program, shape, split, place) for split in _splits(training, place.number)), key=_order)
     if question.mesh:

@@ -75,7 +75,7 @@ def take_apart(
     """
     if has_lora(backbone):
         raise ValueError("the backbone has LoRA factors already; merge them first (backbones.low_rank.merge_lora)")
-    prepared = _prepare(backbone, config)
+    prepared = _prepare(backbone, config, mesh)
     if config.train == "lora":
         prepared = add_lora(
             prepared, config.lora, jax.random.key(config.seed), param_dtype=config.param_dtype, mesh=mesh
@@ -169,11 +169,11 @@ def state_shardings(state: Any, params: Any, shardings: Any, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(place, state)
 
 
-def _prepare(backbone: Transformer, config: JointTraining) -> Transformer:
+def _prepare(backbone: Transformer, config: JointTraining, mesh: Mesh | None) -> Transformer:
     """The same weights in a backbone that computes in the config's dtype, with or without rematerialisation."""
     params = unflatten_dict({path: leaf[...] for path, leaf in nnx.to_flat_state(nnx.state(backbone, nnx.Param))})
     dtype = jnp.dtype(config.dtype or backbone.dtype)
-    options = {"attention_implementation": backbone.attention_implementation, "remat": config.remat}
+    options = {**backbone.options, "remat": config.remat, "mesh": backbone.mesh if mesh is None else mesh}
     return Transformer.from_params(backbone.config, params, dtype, layout=backbone.layout, **options)
 
 

@@ -34,7 +34,7 @@ class JointProgram:
       config: the backbone. training: the recipe, whose `dtype` is that of the computation.
       circuit: None for the factorised objective.
       length: positions of a row. windows: windows of a row.
-      layout, attention_implementation: as in `Transformer`.
+      layout, attention_implementation, mesh: as in `Transformer`.
     """
 
     config: BackboneConfig
@@ -44,10 +44,11 @@ class JointProgram:
     windows: int
     layout: str = "stacked"
     attention_implementation: str = "auto"
+    mesh: Mesh | None = None
 
     def lower(self, mesh: Mesh) -> jax.stages.Lowered:
         """The update, ready to be compiled for the devices of a mesh."""
-        structure, state, frozen = self.parts
+        structure, state, frozen = dataclasses.replace(self, mesh=mesh).parts
         training = self.training
         state = _with(state, places(state, structure, training, mesh))
         frozen = _with(frozen, param_shardings(frozen, self.config, mesh, training.shard_over_data))
@@ -66,7 +67,7 @@ class JointProgram:
         """One block's part of the gradient by itself, without rematerialisation: XLA counts no loop in it."""
         single = dataclasses.replace(
             self, config=dataclasses.replace(self.config, num_layers=1), layout="unrolled",
-            training=dataclasses.replace(self.training, remat=False),
+            training=dataclasses.replace(self.training, remat=False), mesh=mesh,
         )  # fmt: skip
         structure, state, frozen = single.parts
         params = _with(state.params, param_shardings(state.params, single.config, mesh))
@@ -98,7 +99,7 @@ class JointProgram:
             stored = training.param_dtype if training.train == "full" else training.dtype
             backbone = Transformer(
                 self.config, dtype=training.dtype, param_dtype=stored, layout=self.layout,
-                attention_implementation=self.attention_implementation, rngs=nnx.Rngs(0),
+                attention_implementation=self.attention_implementation, mesh=self.mesh, rngs=nnx.Rngs(0),
             )  # fmt: skip
             structure, params, frozen = take_apart(backbone, _circuit(self.circuit), training)
             found.append(structure)
