@@ -92,7 +92,9 @@ class Program:
 
     def lower_layer(self) -> jax.stages.Lowered:
         """One block of the backbone by itself, on [batch, length, width]: what XLA counts for it has no loop in it."""
-        single = dataclasses.replace(self, config=dataclasses.replace(self.config, num_layers=1), layout="unrolled")
+        config = dataclasses.replace(self.config, num_layers=1)
+        # XLA does not count what a kernel of somebody else's does.
+        single = dataclasses.replace(self, config=config, layout="unrolled", attention_implementation="xla")
         graphdef, params = single.abstract_params()
         rows = batch_sharding(self.mesh)
         shape = (self.batch, self.length, self.config.width)

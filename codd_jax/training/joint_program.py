@@ -67,7 +67,7 @@ class JointProgram:
         """One block's part of the gradient by itself, without rematerialisation: XLA counts no loop in it."""
         single = dataclasses.replace(
             self, config=dataclasses.replace(self.config, num_layers=1), layout="unrolled",
-            training=dataclasses.replace(self.training, remat=False), mesh=mesh,
+            training=dataclasses.replace(self.training, remat=False), attention_implementation="xla", mesh=mesh,
         )  # fmt: skip
         structure, state, frozen = single.parts
         params = _with(state.params, param_shardings(state.params, single.config, mesh))
