@@ -102,7 +102,7 @@ def _add_training_flags(add: Any) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parses, compiles, prints, writes; returns the exit status."""
-    from codd_jax.fitting_report import render
+    from codd_jax.fitting.report import render
 
     parser = make_parser()
     args = parser.parse_args(argv)
@@ -120,8 +120,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def ask(args: argparse.Namespace) -> dict[str, Any]:
     """The report of a decoding program."""
-    from codd_jax import fitting
-    from codd_jax.fitting_inputs import read_backbone, read_circuit
+    from codd_jax.fitting import question as fitting
+    from codd_jax.fitting.inputs import read_backbone, read_circuit
 
     label, config = read_backbone(args.ckpt, args.preset)
     size = 2 if args.circuit_dtype == "bfloat16" else 4
@@ -135,7 +135,7 @@ def ask(args: argparse.Namespace) -> dict[str, Any]:
 
 def ask_training(args: argparse.Namespace) -> dict[str, Any]:
     """The report of a training step."""
-    from codd_jax.fitting_inputs import read_backbone, read_circuit
+    from codd_jax.fitting.inputs import read_backbone, read_circuit
     from codd_jax.training import joint_fitting as fitting
     from codd_jax.training.joint_config import JointTraining
     from codd_jax.training.lora import LoraConfig

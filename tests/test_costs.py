@@ -9,8 +9,8 @@ import pytest
 from flax import nnx
 
 from codd_jax.backbones import PRESETS, Transformer
-from codd_jax.chips import CHIPS, find_chip, find_slice, memory_of
-from codd_jax.costs import (
+from codd_jax.fitting.chips import CHIPS, find_chip, find_slice, memory_of
+from codd_jax.fitting.costs import (
     CircuitShape,
     Cost,
     Split,

@@ -10,7 +10,6 @@ import jax
 
 from codd_jax import distributed, sharding
 from codd_jax.backbones.config import BackboneConfig, check_length, config_from_huggingface
-from codd_jax.costs import CircuitShape
 from codd_jax.decoding.config import DecodeConfig
 from codd_jax.evaluation.harness import Evaluation, evaluate
 from codd_jax.evaluation.memory import explain
@@ -20,6 +19,7 @@ from codd_jax.evaluation.presets import TaskPreset
 from codd_jax.evaluation.problems import find_problems, load_task
 from codd_jax.evaluation.provenance import identify
 from codd_jax.evaluation.sampling import DeferredModel
+from codd_jax.fitting.costs import CircuitShape
 from codd_jax.io import checkpoint, hub
 from codd_jax.io import circuit as circuits
 from codd_jax.model import CoDD

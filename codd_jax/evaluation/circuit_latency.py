@@ -14,8 +14,8 @@ from codd_jax import circuits
 from codd_jax.circuits import HMM, logspace
 from codd_jax.circuits.messages import forward_chain, log_partition_of, masked_leaf_values
 from codd_jax.circuits.posterior import sample_latents_from_chain
-from codd_jax.costs import CircuitShape, StepShape, circuit_costs
 from codd_jax.evaluation.provenance import environment
+from codd_jax.fitting.costs import CircuitShape, StepShape, circuit_costs
 from codd_jax.timing import interleaved, machine_rates
 
 

@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from codd_jax.costs import CircuitShape, StepShape, step_costs
 from codd_jax.decoding import begin_block, denoise_step, make_canvas
 from codd_jax.decoding.blocks import block_window_start
 from codd_jax.decoding.config import DecodeConfig
 from codd_jax.decoding.coupling import latent_logits, open_window
 from codd_jax.evaluation.provenance import environment
+from codd_jax.fitting.costs import CircuitShape, StepShape, step_costs
 from codd_jax.generation import LENGTH_BUCKET
 from codd_jax.model import CoDD
 from codd_jax.timing import interleaved, machine_rates

@@ -5,10 +5,10 @@ import math
 import jax
 
 from codd_jax.backbones.config import BackboneConfig
-from codd_jax.chips import find_chip, memory_of
-from codd_jax.costs import CircuitShape, Split, StepShape
+from codd_jax.fitting.chips import find_chip, memory_of
+from codd_jax.fitting.costs import CircuitShape, Split, StepShape
+from codd_jax.fitting.planning import Candidate, estimate, rank_meshes
 from codd_jax.generation import LENGTH_BUCKET
-from codd_jax.planning import Candidate, estimate, rank_meshes
 from codd_jax.sharding import mesh_shape
 
 _GIB = 2**30

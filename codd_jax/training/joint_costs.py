@@ -10,7 +10,7 @@ import dataclasses
 
 from codd_jax.backbones.config import BackboneConfig
 from codd_jax.backbones.low_rank import PROJECTIONS
-from codd_jax.costs import (
+from codd_jax.fitting.costs import (
     CircuitShape,
     Cost,
     Split,

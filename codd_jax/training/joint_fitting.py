@@ -8,11 +8,11 @@ from typing import Any
 
 import jax
 
-from codd_jax import chips, costs, programs
 from codd_jax.backbones.attention import choose_implementation
 from codd_jax.backbones.config import BackboneConfig, check_length
-from codd_jax.fitting import Place, find_place, read_split, timed_parts
-from codd_jax.planning import USABLE, divisors
+from codd_jax.fitting import chips, costs, programs
+from codd_jax.fitting.planning import USABLE, divisors
+from codd_jax.fitting.question import Place, find_place, read_split, timed_parts
 from codd_jax.sharding import make_mesh
 from codd_jax.training.joint_config import JointTraining
 from codd_jax.training.joint_costs import UpdateShape, activation_bytes, layer_flops, link_bytes, update_costs

@@ -14,7 +14,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from codd_jax.backbones import BackboneConfig, Transformer
 from codd_jax.circuits import HMM
-from codd_jax.costs import CircuitShape, Split
+from codd_jax.fitting.costs import CircuitShape, Split
 from codd_jax.sharding import AXES, batch_sharding, replicated
 from codd_jax.training.circuit_step import make_step
 from codd_jax.training.joint_config import JointTraining

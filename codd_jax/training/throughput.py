@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from codd_jax.chips import memory_of
 from codd_jax.circuits import HMM
+from codd_jax.fitting.chips import memory_of
 from codd_jax.timing import machine_rates
 from codd_jax.training.circuit_config import CircuitTraining
 from codd_jax.training.circuit_step import make_step

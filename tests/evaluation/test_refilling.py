@@ -7,9 +7,9 @@ from flax import nnx
 
 from codd_jax import CoDD, Transformer
 from codd_jax.backbones import PRESETS
-from codd_jax.costs import CircuitShape
 from codd_jax.evaluation.memory import advice, explain
 from codd_jax.evaluation.refilling import Mix, measure_refilling
+from codd_jax.fitting.costs import CircuitShape
 
 GIB = 2**30
 pytestmark = pytest.mark.filterwarnings("ignore:.*steps")

@@ -10,10 +10,10 @@ import sys
 import pytest
 
 from codd_jax.backbones import PRESETS
-from codd_jax.chips import CHIPS, GIB
-from codd_jax.costs import CircuitShape, Split, StepShape
-from codd_jax.planning import devices_needed, estimate, rank_meshes
-from codd_jax.programs import count_collectives
+from codd_jax.fitting.chips import CHIPS, GIB
+from codd_jax.fitting.costs import CircuitShape, Split, StepShape
+from codd_jax.fitting.planning import devices_needed, estimate, rank_meshes
+from codd_jax.fitting.programs import count_collectives
 from experiments import fit
 
 SMALL = ["--preset", "llada-1m", "--circuit", "16,512,8", "--block_length", "8", "--length", "64", "--batch", "2"]

@@ -8,11 +8,11 @@ from typing import Any
 
 import jax
 
-from codd_jax import chips, costs, planning, programs
 from codd_jax.backbones.attention import choose_implementation
 from codd_jax.backbones.config import BackboneConfig, check_length
 from codd_jax.decoding import DecodeConfig
 from codd_jax.decoding.proposals import CHUNK
+from codd_jax.fitting import chips, costs, planning, programs
 from codd_jax.sharding import make_mesh, mesh_shape
 
 

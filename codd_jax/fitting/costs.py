@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 
 from codd_jax.backbones.config import BackboneConfig
-from codd_jax.chips import Chip
+from codd_jax.fitting.chips import Chip
 
 
 @dataclasses.dataclass(frozen=True)

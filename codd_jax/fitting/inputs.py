@@ -5,7 +5,7 @@ from __future__ import annotations
 import pathlib
 
 from codd_jax.backbones.config import PRESETS, BackboneConfig, config_from_huggingface
-from codd_jax.costs import CircuitShape
+from codd_jax.fitting.costs import CircuitShape
 from codd_jax.io import checkpoint, hub
 from codd_jax.io.circuit import describe
 

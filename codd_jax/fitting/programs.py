@@ -16,12 +16,12 @@ from jax.sharding import Mesh
 
 from codd_jax.backbones import BackboneConfig, Transformer
 from codd_jax.circuits import HMM
-from codd_jax.costs import CircuitShape
 from codd_jax.decoding.canvas import Canvas, make_canvas
 from codd_jax.decoding.config import DecodeConfig
 from codd_jax.decoding.denoiser import BackboneDenoiser
 from codd_jax.decoding.loop import run_block
 from codd_jax.decoding.steps import denoise_step
+from codd_jax.fitting.costs import CircuitShape
 from codd_jax.sharding import backbone_sharding, batch_sharding, circuit_sharding, replicated
 
 PROGRAMS = {"step": denoise_step, "block": run_block}

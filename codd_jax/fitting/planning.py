@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 from codd_jax.backbones.config import BackboneConfig
-from codd_jax.chips import Chip
-from codd_jax.costs import (
+from codd_jax.fitting.chips import Chip
+from codd_jax.fitting.costs import (
     CircuitShape,
     Split,
     StepShape,
