@@ -10,6 +10,8 @@ from codd_jax.backbones.splash import LANES, splash_attend
 
 IMPLEMENTATIONS = ("auto", "xla", "cudnn", "splash")
 
+# What JAX calls a GPU: as its default backend, and as the platform of a device.
+_GPUS = ("gpu", "cuda")
 # Finite, so that a row of length 0 yields numbers rather than NaN.
 _MASKED = -1e30
 
@@ -17,28 +19,32 @@ _MASKED = -1e30
 def choose_implementation(name: str, dtype: jnp.dtype, head_dim: int, backend: str | None = None) -> str:
     """Resolve "auto" for a backend (default: JAX's own), and refuse what a kernel cannot do.
 
-    On a GPU cuDNN's fused kernel in half precision with head_dim a multiple of 8, on a TPU splash attention with
-    head_dim a multiple of 128, else XLA's own attention.
+    On a GPU cuDNN's fused kernel in half precision with head_dim a multiple of 8, on a TPU splash attention in bfloat16
+    or float32 with head_dim a multiple of 128, else XLA's own attention. Raises ValueError for an unknown name, and for
+    a kernel that the backend, the dtype or head_dim rules out.
     """
     if name not in IMPLEMENTATIONS:
         raise ValueError(f"attention_implementation {name!r} is unknown; known: {', '.join(IMPLEMENTATIONS)}")
     backend = backend or jax.default_backend()
     fits = jnp.dtype(dtype).itemsize == 2 and head_dim % 8 == 0 and head_dim <= 128
+    splash_fits = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float32) and head_dim % LANES == 0
+    if name == "cudnn" and backend not in _GPUS:
+        raise ValueError(f"cuDNN attention runs on NVIDIA GPUs and this is for {backend}; use 'xla' (or 'auto')")
     if name == "cudnn" and not fits:
         raise ValueError(
             f"cuDNN attention needs bfloat16 or float16 and a head_dim that is a multiple of 8 up to 128; got "
             f"{jnp.dtype(dtype).name} and {head_dim}; use attention_implementation='xla' (or 'auto')"
         )
-    if name == "splash" and head_dim % LANES:
+    if name == "splash" and not splash_fits:
         raise ValueError(
-            f"splash attention needs a head_dim that is a multiple of {LANES}; got {head_dim}; use "
-            "attention_implementation='xla' (or 'auto')"
+            f"splash attention needs bfloat16 or float32 and a head_dim that is a multiple of {LANES}; got "
+            f"{jnp.dtype(dtype).name} and {head_dim}; use attention_implementation='xla' (or 'auto')"
         )
     if name != "auto":
         return name
-    if backend == "gpu" and fits:
+    if backend in _GPUS and fits:
         return "cudnn"
-    return "splash" if backend == "tpu" and head_dim % LANES == 0 else "xla"
+    return "splash" if backend == "tpu" and splash_fits else "xla"
 
 
 def attend(

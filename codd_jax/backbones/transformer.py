@@ -211,11 +211,15 @@ class Transformer(nnx.Module):
         return type(self).from_params(self.config, convert(params), self.dtype, layout=layout, **self.options)
 
     def with_options(self, **changes: Any) -> Self:
-        """The same weights in the same layout, computed in another way: changes of `options`."""
-        params = nnx.to_pure_dict(nnx.state(self, nnx.Param))
-        return type(self).from_params(
-            self.config, params, self.dtype, layout=self.layout, **{**self.options, **changes}
-        )
+        """The same weights, and LoRA factors if there are any, computed in another way: changes of `options`."""
+        options = {**self.options, **changes}
+        kernel = choose_implementation(options["attention_implementation"], self.dtype, self.config.head_dim)
+        other = nnx.merge(*nnx.split(self))
+        for name, value in options.items():
+            setattr(other, name, value)
+        for block in [other.blocks] if self.layout == "stacked" else other.blocks:
+            block.attention_implementation, block.mesh = kernel, options["mesh"]
+        return other
 
     @property
     def options(self) -> dict[str, Any]:

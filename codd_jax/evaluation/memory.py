@@ -4,6 +4,7 @@ import math
 
 import jax
 
+from codd_jax.backbones.attention import choose_implementation
 from codd_jax.backbones.config import BackboneConfig
 from codd_jax.fitting.chips import find_chip, memory_of
 from codd_jax.fitting.costs import CircuitShape, Split, StepShape
@@ -48,8 +49,12 @@ def advice(
     split = Split() if mesh is None else Split(*mesh_shape(mesh, devices))
     ranked = min(length, 32 if circuit is None else circuit.length)
 
+    def shape(rows: int, size: int = value_bytes) -> StepShape:
+        fused = choose_implementation("auto", "float32" if size == 4 else "bfloat16", config.head_dim) != "xla"
+        return StepShape(rows, length, ranked, value_bytes=size, fused_attention=fused)
+
     def needs(rows: int, size: int = value_bytes) -> Candidate:
-        return estimate(config, StepShape(rows, length, ranked, value_bytes=size), circuit, split, memory, None)
+        return estimate(config, shape(rows, size), circuit, split, memory, None)
 
     now = needs(batch)
     said = f"By estimate {batch} rows of {length} positions need {now.bytes / _GIB:.3g} GiB on each device"
@@ -62,8 +67,8 @@ def advice(
         smaller = smaller // 2 // split.data * split.data
     if smaller:
         ways.append(f"--batch_size {smaller} ({needs(smaller).bytes / _GIB:.3g} GiB)")
-    shape = StepShape(batch, length, ranked, value_bytes=value_bytes)
-    meshes = rank_meshes(config, shape, circuit, devices, memory, find_chip(jax.local_devices()[0].device_kind))
+    chip = find_chip(jax.local_devices()[0].device_kind)
+    meshes = rank_meshes(config, shape(batch), circuit, devices, memory, chip)
     better = next((each for each in meshes if each.fits and each.bytes < _CLEARLY_LESS * now.bytes), None)
     if better is not None:
         ways.append(f"--mesh {better.spec} ({better.bytes / _GIB:.3g} GiB)")

@@ -33,19 +33,24 @@ def paper_tables(runs: Sequence[Run]) -> list[Block]:
             for task, shots, steps in columns:
                 here = [run for run in mates if _column(run) == (task, shots, steps)]
                 key = AccuracyKey(family, method != "backbone alone", remasking, task, steps)
-                cells.append(_accuracy_cell(here, ACCURACY.get(key) if length == _PAPER_LENGTH else None))
+                cells.append(_accuracy_cell(here, ACCURACY.get(key) if _as_in_paper(here, length) else None))
             rows.append((method, remasking, *cells))
         blocks.append(Heading(title, 3))
         blocks.append(Table(("", "order", *_column_names(columns)), rows, left=(0, 1)))
     if not blocks:
         return []
     note = (
-        "Per cent of problems solved, with 95 % Wilson intervals; beneath, the paper's figure where it has one "
-        f"({PAPER}, tables 1 and 2, {_PAPER_LENGTH} tokens, 8B and 7B models). Where several settings were run, "
-        "the one registered beforehand leads, or else the first, and the best follows: choosing the best of several is "
-        "optimistic."
+        "Per cent of problems solved, with 95 % Wilson intervals, or the range over seeds; beneath, the paper's figure "
+        f"where it has one ({PAPER}, tables 1 and 2, {_PAPER_LENGTH} tokens, 8B and 7B models). Where several settings "
+        "were run, the one registered beforehand leads, or else the first, and the best follows: choosing the best of "
+        "several is optimistic."
     )
     return [Heading("Accuracy, in the form of the paper's tables 1 and 2"), Paragraph(note), *blocks]
+
+
+def _as_in_paper(runs: Sequence[Run], length: int) -> bool:
+    """Whether the paper's figure may stand beside these runs, or in their empty place."""
+    return length == _PAPER_LENGTH and all(run.as_in_paper for run in runs)
 
 
 def _source(run: Run) -> str:
@@ -55,18 +60,34 @@ def _source(run: Run) -> str:
 
 
 def _accuracy_cell(runs: Sequence[Run], paper: float | None) -> str:
+    """Solved, in per cent, of the setting that leads, of the best, and in the paper; means over seeds."""
     lines = [NONE]
     if runs:
-        main = next((run for run in runs if run.registered), runs[0])
-        best = max(runs, key=lambda run: run.accuracy)
-        lines = [percent(main.accuracy), interval(main)]
-        if len(runs) > 1:
-            lines.append(f"best of {len(runs)}: {percent(best.accuracy)}\n{circuit_settings(best)}")
-        if main.status != "complete":
-            lines.append(main.status)
+        settings = list(_grouped(runs, lambda run: (run.circuit, circuit_settings(run))).values())
+        main = next((mates for mates in settings if mates[0].registered), settings[0])
+        best = max(settings, key=_accuracy)
+        lines = _solved(main)
+        if len(settings) > 1:
+            lines.append(f"best of {len(settings)}: {percent(_accuracy(best))}\n{circuit_settings(best[0])}")
+            several = len({run.circuit for run in runs}) > 1
+            lines[-1] += f", circuit {best[0].circuit}" if several else ""
+        if main[0].status != "complete":
+            lines.append(main[0].status)
     if paper is not None:
         lines.append(f"paper {paper:.2f}")
     return "\n".join(lines)
+
+
+def _accuracy(seeds: Sequence[Run]) -> float:
+    return sum(run.accuracy for run in seeds) / len(seeds)
+
+
+def _solved(seeds: Sequence[Run]) -> list[str]:
+    """Lines for runs that differ in their seeds alone: accuracy, and its interval or its range over seeds."""
+    if len(seeds) == 1:
+        return [percent(seeds[0].accuracy), interval(seeds[0])]
+    found = [run.accuracy for run in seeds]
+    return [percent(_accuracy(seeds)), f"{percent(min(found))} – {percent(max(found))}, {len(seeds)} seeds"]
 
 
 def ablation(runs: Sequence[Run]) -> list[Block]:
@@ -76,11 +97,13 @@ def ablation(runs: Sequence[Run]) -> list[Block]:
     split = [
         (title, length, (task, method), group)
         for title, length, mates in _tables(coupled)
-        for (task, _, method), group in _grouped(mates, lambda run: (*_column(run)[:2], run.method)).items()
+        for (task, _, method, _), group in _grouped(mates, lambda r: (*_column(r)[:2], r.method, r.circuit)).items()
         if len({circuit_settings(run) for run in group}) > 1
     ]
+    circuits = {group[0].circuit for *_, group in split}
     for title, length, (task, method), group in split:
         family = group[0].family
+        method += f" with {group[0].circuit}" if len(circuits) > 1 else ""
         shares = sorted({run.decoding.get("pc_frac") for run in group}, key=lambda share: (share is None, share))
         columns = list(_grouped(group, _ablation_column))
         rows = []
@@ -88,9 +111,9 @@ def ablation(runs: Sequence[Run]) -> list[Block]:
             cells = []
             for column in columns:
                 here = [r for r in group if r.decoding.get("pc_frac") == share and _ablation_column(r) == column]
-                lines = [percent(here[0].accuracy), interval(here[0])] if here else [NONE]
+                lines = _solved(here) if here else [NONE]
                 key = AblationKey(family, task, *column, share)
-                if length == _PAPER_LENGTH and key in ABLATION:
+                if _as_in_paper(here, length) and key in ABLATION:
                     lines.append(f"paper {ABLATION[key]:.2f}")
                 cells.append("\n".join(lines))
             rows.append(("always" if share is None else f"{share:g}", *cells))
@@ -125,8 +148,10 @@ def latency(runs: Sequence[Run]) -> list[Block]:
                 task, _, steps = column
                 mean = sum(run.seconds_per_sample for run in here) / len(here) if here else None
                 lines = [NONE if mean is None else f"{mean:.3g}"]
+                lines += [f"mean of {len(here)} runs"] if len(here) > 1 else []
                 name = {"backbone alone": "backbone", "CoDD": "latent"}.get(method, "any_order")
-                if length == _PAPER_LENGTH and (paper := LATENCY.get((group[0].family, name, task, steps))) is not None:
+                paper = LATENCY.get((group[0].family, name, task, steps))
+                if _as_in_paper(here, length) and paper is not None:
                     lines.append(f"paper {paper:.2f}")
                 cells.append("\n".join(lines))
             rows.append((method, *cells))

@@ -36,13 +36,18 @@ def family_name(family: str) -> str:
 
 
 def circuit_settings(run: Run) -> str:
-    """τ and pc_frac of a coupled run."""
+    """τ, pc_frac and what else is set about the circuit of a coupled run."""
     if not run.coupled:
         return NONE
     share = run.decoding.get("pc_frac")
     reversed_ = ", reversed" * bool(run.decoding.get("reverse_frac"))
     shown = "always" if share is None else f"{share:g}"
-    return f"τ {run.decoding.get('pc_temperature', 1):g}, pc_frac {shown}{reversed_}"
+    further = "".join(
+        f", {name} {run.decoding[name]}"
+        for name, usual in (("windows", None), ("normalization", None), ("pc_temperature_on", "potentials"))
+        if run.decoding.get(name, usual) != usual
+    )
+    return f"τ {run.decoding.get('pc_temperature', 1):g}, pc_frac {shown}{reversed_}{further}"
 
 
 def ordered(runs: Iterable[Run]) -> list[Run]:

@@ -15,8 +15,8 @@ CIRCUIT_FIELDS = (
     *("coupling", "pc_temperature", "pc_temperature_on", "pc_frac", "reverse_frac", "normalization"),
     *("windows", "window_remasking"),
 )
-# What tells runs of one backbone and method apart beside task, order and pace; figures across them do not mix.
-_CONDITIONS = ("adapter", "dtype", "seed", "system_prompt")
+# What tells runs of one backbone and method apart beside task, order, pace, circuit and seed.
+_CONDITIONS = ("adapter", "dtype")
 _DECODING_CONDITIONS = (
     *("block_length", "temperature", "top_p", "top_k", "cfg_scale", "alg_temp", "schedule", "step_split", "quota"),
     *("num_samples", "stop_at_eos"),
@@ -101,6 +101,20 @@ class Run:
         told = {name: self.settings.get(name) for name in _CONDITIONS}
         told |= {name: self.decoding.get(name) for name in _DECODING_CONDITIONS}
         return {name: _named(value) for name, value in told.items()}
+
+    @property
+    def as_in_paper(self) -> bool:
+        """Whether the paper ran the like: its own models and prompts, without worked examples, sampled as there."""
+        preset = DECODING.get(self.family, {})
+        sampled = all(
+            self.decoding.get(name, usual) == usual for name, usual in preset.items() if name in _DECODING_CONDITIONS
+        )
+        return sampled and self.settings.get("adapter") is None and not self.settings.get("num_shot")
+
+    @property
+    def circuit(self) -> str:
+        """The circuit's name; empty without one."""
+        return _named(self.settings["circuit"]) if self.coupled and self.settings.get("circuit") else ""
 
     @property
     def status(self) -> str:

@@ -38,6 +38,7 @@ class StepShape:
       computed: positions of a row that pass through the blocks; None: all. Fewer with cached keys and values.
       value_bytes: of a weight and of an activation.
       draws: tokens per row drawn by any-order sampling; None: by latents.
+      fused_attention: a kernel keeps the scores to itself.
     """
 
     batch: int
@@ -46,6 +47,7 @@ class StepShape:
     computed: int | None = None
     value_bytes: int = 2
     draws: int | None = None
+    fused_attention: bool = False
 
     def __post_init__(self):
         for name in ("batch", "length", "ranked"):
@@ -204,9 +206,8 @@ def circuit_bytes(circuit: CircuitShape, split: Split = WHOLE) -> int:
 
 
 def activation_bytes(
-    config: BackboneConfig, shape: StepShape, circuit: CircuitShape | None = None, split: Split = WHOLE,
-    fused_attention: bool = False,
-) -> int:  # fmt: skip
+    config: BackboneConfig, shape: StepShape, circuit: CircuitShape | None = None, split: Split = WHOLE
+) -> int:
     """An estimate of the working memory of a step on one device: its hungriest moment, whichever that is.
 
     A block holds the residual stream with queries, keys and values and (unless fused) float32 scores beside their
@@ -218,7 +219,7 @@ def activation_bytes(
     heads, kept = config.num_heads // split.of(config.num_heads), config.num_kv_heads // split.of(config.num_kv_heads)
     stream = 3 * positions * config.width * size
     mixing = positions * config.head_dim * (2 * heads + 2 * kept) * size
-    if not fused_attention:
+    if not shape.fused_attention:
         mixing += positions * heads * shape.length * (4 + size)
     feeding = 2 * positions * (config.ffn_width // split.of(config.ffn_width)) * size
     logits = 3 * 4 * rows * shape.ranked * (config.vocab_size // split.of(config.vocab_size))

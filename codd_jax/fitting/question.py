@@ -49,18 +49,14 @@ class Question:
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where: the devices (none where nothing will be compiled), how many, what kind, and bytes of each."""
+    """Where: the devices (none where nothing will be compiled), how many, what kind, the bytes and backend of each."""
 
     devices: list[jax.Device]
     number: int
     kind: str
     chip: chips.Chip | None
     memory: int | None
-
-    @property
-    def backend(self) -> str | None:
-        """What programs are compiled for; None: whatever JAX runs on here."""
-        return self.devices[0].platform if self.devices else None
+    backend: str
 
     @property
     def cpu(self) -> bool:
@@ -76,7 +72,8 @@ def answer(question: Question) -> dict[str, Any]:
     check_length(config, question.length)
     place = find_place(question.topology, question.compile)
     dtype = question.dtype or ("float32" if place.cpu else "bfloat16")
-    shape = _step_shape(question, dtype)
+    kernel = choose_implementation(question.attention, dtype, config.head_dim, place.backend)
+    shape = dataclasses.replace(_step_shape(question, dtype), fused_attention=kernel != "xla")
     meshes = planning.rank_meshes(config, shape, circuit, place.number, place.memory, place.chip)
     split = read_split(question.mesh, question.batch, place.number) if question.mesh else meshes[0].split
     chosen = planning.estimate(config, shape, circuit, split, place.memory, place.chip)
@@ -109,7 +106,7 @@ def answer(question: Question) -> dict[str, Any]:
     }
     report["name"] = report["name"].replace(":", "-").replace(" ", "-")
     said = {"compiled": None, "layer": None, "compiler": None}
-    return report | said | (_compile(question, place, shape, split, dtype) if question.compile else {})
+    return report | said | (_compile(question, place, shape, split, dtype, kernel) if question.compile else {})
 
 
 def find_place(topology: str | None, compiling: bool) -> Place:
@@ -117,14 +114,16 @@ def find_place(topology: str | None, compiling: bool) -> Place:
     if topology is None:
         devices = jax.devices()
         kind = devices[0].device_kind
-        return Place(devices, len(devices), kind, chips.find_chip(kind), chips.memory_of(devices[0]))
+        return Place(
+            devices, len(devices), kind, chips.find_chip(kind), chips.memory_of(devices[0]), devices[0].platform
+        )
     chip, number = chips.find_slice(topology)
     devices = []
     if compiling:
         # With libtpu installed JAX would look for a TPU; only its compiler is wanted.
         jax.config.update("jax_platforms", "cpu")
         devices = programs.describe_topology(topology)
-    return Place(devices, number, topology, chip, chip.memory_bytes)
+    return Place(devices, number, topology, chip, chip.memory_bytes, "tpu")
 
 
 def _step_shape(question: Question, dtype: str) -> costs.StepShape:
@@ -167,7 +166,7 @@ def _floors(config, shape, circuit, split, chip: chips.Chip | None) -> dict[str,
     return dataclasses.asdict(found) | {"links": links}
 
 
-def _compile(question: Question, place: Place, shape, split: costs.Split, dtype: str) -> dict[str, Any]:
+def _compile(question: Question, place: Place, shape, split: costs.Split, dtype: str, kernel: str) -> dict[str, Any]:
     """What the compiler says: of the program, and of one layer beside the analytic count."""
     config, circuit = question.config, question.circuit
     decode = DecodeConfig(
@@ -187,7 +186,7 @@ def _compile(question: Question, place: Place, shape, split: costs.Split, dtype:
         circuit,
         dtype,
         "auto" if place.cpu else "stacked",
-        choose_implementation(question.attention, dtype, config.head_dim, place.backend),
+        kernel,
     )
     start = time.perf_counter()
     try:

@@ -91,8 +91,8 @@ def load_backbone(
 
     `dtype` is computed in, `param_dtype` (default: the same) stored. `sharding` is one Sharding for all parameters or
     a function of a parameter's path and shape in the chosen layout (see `codd_jax.sharding.backbone_sharding`); each
-    device then reads only its part. `layout`, `attention_implementation` and `mesh` are for `Transformer`. The host
-    never holds more than one tensor. Errors as `plan` and the source raise.
+    device then reads only its part. `layout`, `attention_implementation` and `mesh` (default: that of `sharding`) are
+    for `Transformer`. The host never holds more than one tensor. Errors as `plan` and the source raise.
     """
     source = SafetensorsFolder(source) if isinstance(source, str | pathlib.Path) else source
     if hasattr(source, "in_dtype"):
@@ -119,6 +119,9 @@ def load_backbone(
                 arrays[path] = _slice_writer(target)(arrays[path], value, item.layer)
             arrays[path].block_until_ready()  # else host copies of many tensors wait for their transfers at once
             bar.update(math.prod(shape) * source.dtype(item.name).itemsize)
+    if mesh is None and sharding is not None:
+        placed = next(iter(arrays.values())).sharding
+        mesh = placed.mesh if isinstance(placed, jax.sharding.NamedSharding) else None
     options = {"layout": layout, "attention_implementation": attention_implementation, "mesh": mesh}
     options["param_dtype"] = stored
     return Transformer.from_params(config, _nest(arrays), dtype, **options)

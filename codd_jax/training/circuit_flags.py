@@ -40,7 +40,7 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     add("--modulation", metavar="KINDS", help="heads that follow the context: latent, transition, emission, and noise "
         "to tell them how much is masked; best on a trained circuit (--init DIR)")  # fmt: skip
     add("--rule", default="adam", help="see below (%(default)s)")
-    add("--rate", type=number, help="learning rate or step size (the rule's own)")
+    add("--rate", type=number, help="learning rate or step size (the rule's own; Adam's with --modulation 0.02)")
     add("--modulation_rate", type=number, default=0.003, help="of the heads (%(default)s)")
     add("--momentum", type=number, help="of expected counts (the rule's own)")
     add("--schedule", choices=("cosine", "linear", "constant"), default="cosine", help="of the rates (%(default)s)")

@@ -26,7 +26,7 @@ from codd_jax.training.dataset import Example, read_examples
 from codd_jax.training.fresh import FreshWindows
 from codd_jax.training.history import save_history
 from codd_jax.training.initialisation import INITS, from_data, near_uniform
-from codd_jax.training.modulated import attach_modulation, parse_modulation
+from codd_jax.training.modulated import RATE_BESIDE_HEADS, attach_modulation, parse_modulation
 from codd_jax.training.potentials import Head, MemoryWindows, WindowSource
 from codd_jax.training.rows import Rows, lay_out_groups
 from codd_jax.training.rules import COUNT_RULES
@@ -105,6 +105,8 @@ def read_job(args: argparse.Namespace) -> CircuitJob:
     if args.on_the_fly and args.store is not None:
         raise ValueError("--on_the_fly stores nothing, and --store says where to; give one of them")
     config = CircuitTraining(steps=args.steps, **{name: getattr(args, name) for name in _SHARED})
+    if args.modulation is not None and args.rate is None and config.rule == "adam":
+        config = dataclasses.replace(config, rate=RATE_BESIDE_HEADS)
     return CircuitJob(
         backbone=given[0],
         config=config,

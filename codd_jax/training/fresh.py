@@ -68,7 +68,7 @@ class FreshWindows:
         self._aligned = not backbone.config.shift_logits if aligned is None else aligned
         self._mask_id = backbone.config.mask_id
         self._mesh = mesh
-        self._encode = make_encoder(backbone, self.length)
+        self._encode = make_encoder(backbone if mesh is None else backbone.with_options(mesh=mesh), self.length)
         self._plan: tuple[int, list] = (-1, [])
 
     def __len__(self) -> int:

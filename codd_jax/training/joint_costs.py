@@ -25,13 +25,17 @@ from codd_jax.training.joint_config import JointTraining
 
 @dataclasses.dataclass(frozen=True)
 class UpdateShape:
-    """The sizes of an update: rows of `length` positions with so many windows of T = `window` each."""
+    """The sizes of an update: rows of `length` positions with so many windows of T = `window` each.
+
+    With `fused_attention` a kernel keeps the scores to itself.
+    """
 
     training: JointTraining
     length: int
     windows: int
     window: int
     value_bytes: int = 2
+    fused_attention: bool = False
 
     def step(self) -> StepShape:
         """The forward pass over the whole batch, with the logits of all windows."""
@@ -108,7 +112,7 @@ def activation_bytes(
     positions = rows * shape.length
     heads = config.num_heads // split.of(config.num_heads)
     ffn = config.ffn_width // split.of(config.ffn_width)
-    scores = positions * heads * shape.length * (4 + size)
+    scores = 0 if shape.fused_attention else positions * heads * shape.length * (4 + size)
     block = positions * (6 * config.width + 4 * heads * config.head_dim + 3 * ffn) * size + scores
     deep = training.train in ("full", "lora")
     layers = config.num_layers

@@ -14,6 +14,7 @@ from codd_jax.fitting import chips, costs, programs
 from codd_jax.fitting.planning import USABLE, divisors
 from codd_jax.fitting.question import Place, find_place, read_split, timed_parts
 from codd_jax.sharding import make_mesh
+from codd_jax.training.circuit_config import CircuitTraining
 from codd_jax.training.joint_config import JointTraining
 from codd_jax.training.joint_costs import UpdateShape, activation_bytes, layer_flops, link_bytes, update_costs
 from codd_jax.training.joint_program import CircuitProgram, JointProgram
@@ -30,7 +31,7 @@ class TrainingQuestion:
       training: the recipe; its `dtype` is that of the computation.
       length: positions of a row. windows: coupled windows of a row.
       attention: as `Transformer`'s attention_implementation.
-      topology, mesh, compile: as in `fitting.Question`.
+      topology, mesh, compile: as in `fitting.question.Question`.
     """
 
     label: str
@@ -61,7 +62,8 @@ def answer(question: TrainingQuestion) -> dict[str, Any]:
     layout = "auto" if place.cpu else "stacked"
     kernel = choose_implementation(question.attention, training.dtype or "float32", config.head_dim, place.backend)
     program = JointProgram(config, training, circuit, question.length, question.windows, layout, kernel)
-    shape = UpdateShape(training, question.length, question.windows, window, 4 if training.dtype == "float32" else 2)
+    size = 4 if training.dtype == "float32" else 2
+    shape = UpdateShape(training, question.length, question.windows, window, size, kernel != "xla")
     meshes = sorted((_candidate(program, shape, split, place) for split in _splits(training, place.number)), key=_order)
     if question.mesh:
         split = read_split(question.mesh, training.batch_size // training.accumulate, place.number)
@@ -123,8 +125,7 @@ def answer_circuit(
     """The report of a step of circuit training, data parallel over all devices; ready for JSON."""
     place = find_place(topology, compiling)
     config, circuit = program.config, program.circuit
-    if program.batch % place.number:
-        raise ValueError(f"a batch of {program.batch} windows cannot be split over {place.number} devices")
+    CircuitTraining(rule=program.rule, chunk=program.chunk).check_batch(program.batch, place.number)
     windows = program.batch // place.number
     values = circuit.num_states * (1 + circuit.num_states + circuit.vocab_size) * 4
     head_bytes = config.vocab_size * config.width * (4 if program.dtype == "float32" else 2)

@@ -16,6 +16,8 @@ import jax.numpy as jnp
 from codd_jax.circuits import HMM, Modulation
 from codd_jax.circuits.modulation import check_kinds
 
+# Adam's, for a circuit that learns together with its heads.
+RATE_BESIDE_HEADS = 0.02
 # Of the emissions' low-rank change.
 RANK = 4
 

@@ -99,7 +99,7 @@ def test_misshapen_calls_and_unknown_choices_are_refused():
     with pytest.raises(ValueError, match="attention_implementation 'flash' is unknown"):
         Transformer(TINY, attention_implementation="flash", rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="cuDNN attention needs"):
-        choose_implementation("cudnn", jnp.float32, 64)
+        choose_implementation("cudnn", jnp.float32, 64, "gpu")
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])

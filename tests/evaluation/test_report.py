@@ -8,7 +8,7 @@ import re
 import pytest
 
 from codd_jax.evaluation.comparison import mcnemar_exact, pair, pairings
-from codd_jax.evaluation.paper_form import latency, paper_tables
+from codd_jax.evaluation.paper_form import ablation, latency, paper_tables
 from codd_jax.evaluation.paper_tables import ABLATION, ACCURACY, FURTHER_DREAM, LATENCY, AblationKey, AccuracyKey
 from codd_jax.evaluation.report import write_report
 from codd_jax.evaluation.report_document import Details, Heading, Paragraph, Table, to_html, to_markdown
@@ -179,6 +179,37 @@ def test_runs_under_other_conditions_stand_in_other_tables(tmp_path):
     plain, tuned = (block for block in paper_tables(runs) if isinstance(block, Table))
     assert [cell.split("\n")[0] for cell in plain.rows[0][2:]] == ["25.00", "50.00"]
     assert tuned.rows[0][2].startswith("100.00") and "best of" not in str([plain.rows, tuned.rows])
+
+
+def test_tasks_stand_side_by_side_and_seeds_in_one_cell(tmp_path):
+    for seed, right in enumerate(([1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0])):
+        record_run(tmp_path / f"gsm8k_{seed}", right, seed=seed)
+    record_run(tmp_path / "mbpp", [1, 0], task="mbpp")
+    runs = ordered(find_runs([tmp_path])[0])
+    (table,) = (block for block in paper_tables(runs) if isinstance(block, Table))
+    assert list(table.header[2:]) == ["GSM8K, 64 steps", "MBPP, 64 steps"]
+    (row,) = table.rows
+    assert row[2].split("\n")[:2] == ["50.00", "25.00 – 75.00, 3 seeds"] and row[3].startswith("50.00\n")
+    assert "paper" in row[2] and "best of" not in row[2]
+    (table,) = (block for block in latency(runs) if isinstance(block, Table))
+    assert "mean of 3 runs" in table.rows[0][1]
+
+
+def test_circuits_do_not_mix_and_other_samplings_have_no_figure_of_the_papers(tmp_path):
+    for circuit, right in (("weak", [0, 0]), ("strong", [1, 1])):
+        for tau in (0.7, 0.1):
+            settings = {**CODD, "pc_temperature": tau, "pc_frac": 0.3}
+            record_run(tmp_path / f"{circuit}_{tau}", right, circuit=circuit, **settings)
+    runs = ordered(find_runs([tmp_path])[0])
+    tables = {block.text: None for block in ablation(runs) if isinstance(block, Heading) and block.level == 3}
+    assert [("weak" in title, "strong" in title) for title in sorted(tables)] == [(False, True), (True, False)]
+    cells = [block.rows[0][1:] for block in ablation(runs) if isinstance(block, Table)]
+    assert sorted(cell.split("\n")[0] for row in cells for cell in row) == ["0.00", "0.00", "100.00", "100.00"]
+    (table,) = (block for block in paper_tables(runs) if isinstance(block, Table))
+    assert "best of 4: 100.00" in table.rows[0][2] and "circuit strong" in table.rows[0][2]
+    assert "paper" in table.rows[0][2]
+    warm = ordered(find_runs([record_run(tmp_path / "warm", [1, 1], temperature=0.8)])[0])
+    assert not any("paper" in str(block.rows) for block in paper_tables(warm) if isinstance(block, Table))
 
 
 def test_one_run_and_nothing_to_compare(tmp_path):

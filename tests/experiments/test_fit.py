@@ -10,14 +10,9 @@ import sys
 import pytest
 
 from codd_jax.backbones import PRESETS
-from codd_jax.fitting.chips import CHIPS, GIB
-from codd_jax.fitting.costs import CircuitShape, Split, StepShape
-from codd_jax.fitting.planning import devices_needed, estimate, rank_meshes
-from codd_jax.fitting.programs import count_collectives
 from experiments import fit
 
 SMALL = ["--preset", "llada-1m", "--circuit", "16,512,8", "--block_length", "8", "--length", "64", "--batch", "2"]
-LLADA, V5E = PRESETS["llada-8b"], CHIPS["TPU v5 lite"]
 
 
 def ask(capsys, tmp_path, *words: str) -> tuple[int, dict]:
@@ -78,39 +73,6 @@ def test_questions_that_make_no_sense_are_one_message(capsys, tmp_path, words, s
         fit.main([*words, "--estimate", "--output_dir", str(tmp_path)])
     shown = capsys.readouterr().err
     assert left.value.code == 2 and said in shown and "Traceback" not in shown
-
-
-def test_meshes_are_ranked_by_what_fits_and_then_by_speed():
-    circuit, shape = CircuitShape(1024, LLADA.vocab_size, 32), StepShape(4, 768)
-    ranked = rank_meshes(LLADA, shape, circuit, 8, V5E.memory_bytes, V5E)
-    assert {(each.split.data, each.split.model) for each in ranked} == {
-        (data, model) for data in (1, 2, 4) for model in (1, 2, 4, 8) if data * model <= 8
-    }
-    fitting = [each for each in ranked if each.fits]
-    assert ranked[: len(fitting)] == fitting and [each.seconds for each in fitting] == sorted(
-        each.seconds for each in fitting
-    )
-    assert fitting[0].split == Split(4, 2)  # fewest sums over devices
-    assert not estimate(LLADA, shape, circuit, Split(4, 1), V5E.memory_bytes, V5E).fits
-    unknown = rank_meshes(LLADA, shape, circuit, 8, None)
-    assert all(each.fits and each.seconds is None for each in unknown) and unknown[0].split == Split(4, 1)
-    assert devices_needed(LLADA, shape, circuit, 4 * GIB).split.model == 8
-    assert devices_needed(LLADA, shape, circuit, 2**20) is None
-
-
-def test_collectives_are_counted_with_their_sizes():
-    text = """
-      %a = bf16[2,768,4096]{2,1,0:T(8,128)(2,1)S(1)} all-reduce(%x), channel_id=1
-      %b = (f32[2,32]{1,0}, f32[2,32]{1,0}) all-reduce(%x, %y), channel_id=2
-      %c = (s32[2,8]{1,0}, s32[2,8]{1,0}, u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-start(%x), channel_id=3
-      %d = f32[2]{0} add(%all-reduce.1, %y)
-      %e = (f32[4]{0}, f32[32]{0}) all-gather-start(%x), channel_id=4
-    """
-    assert count_collectives(text) == {
-        "all-reduce": (2, 2 * 768 * 4096 * 2 + 2 * 2 * 32 * 4),
-        "collective-permute": (1, 64),
-        "all-gather": (1, 128),
-    }
 
 
 def test_a_small_update_on_this_machine(capsys, tmp_path):

@@ -93,6 +93,7 @@ def test_the_demo_trains_a_circuit_that_decodes(capsys, tmp_path, bundle):
         capsys, *SHORT, "--init", tmp_path / "circuit", "--modulation", "latent,noise", "--store", tmp_path / "states",
         "--output_dir", modulated,
     )  # fmt: skip
+    assert json.loads((modulated / "history.json").read_text())["settings"]["rate"] == 0.02
     heads = load_circuit(modulated / "circuit").modulation
     assert heads.kinds == ("latent",) and heads.noise and float(np.abs(heads.latent).max()) > 0
 

@@ -5,6 +5,8 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from codd_jax.evaluation.presets import TASKS
+
 DECODING = {
     "steps": 64,
     "gen_length": 512,
@@ -34,6 +36,7 @@ def record_run(
     seed: int = 0,
     adapter: str | None = None,
     num_shot: int = 0,
+    circuit: str = "il18",
     **decoding: Any,
 ) -> pathlib.Path:
     """Writes a run's three files: a sample a problem, each of 100 tokens in 2 s."""
@@ -45,6 +48,8 @@ def record_run(
         "lm_eval": "0.4.13",
         "seed": seed,
         "num_shot": num_shot,
+        "system_prompt": TASKS[task].system_prompt if task in TASKS else "",
+        "circuit": {"source": circuit, "digest": "22"},
         "adapter": adapter and {"source": adapter, "digest": "11"},
         "backbone": {"source": "<b>tiny</b>", "digest": "00"},
         "decoding": {**DECODING, **decoding},

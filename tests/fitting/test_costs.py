@@ -108,7 +108,7 @@ def test_any_order_and_untied_circuits_cost_more():
 
 def test_working_memory_grows_with_scores_unless_attention_is_fused():
     long = StepShape(1, 4096)
-    unfused, fused = (activation_bytes(LLADA, long, fused_attention=fused) for fused in (False, True))
+    unfused, fused = (activation_bytes(LLADA, dataclasses.replace(long, fused_attention=x)) for x in (False, True))
     assert unfused - fused > 32 * 4096**2 * 4
     assert activation_bytes(LLADA, StepShape(1, 4096, computed=32)) > 2 * 4096 * 4096 * 2 * 32
     # At a short length it is the logits that count.
