@@ -170,6 +170,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--frontier", action="store_true", help="accuracy against tokens per pass: caches and confidence thresholds"
     )
+    parser.add_argument(
+        "--cache_refresh", type=count(0), default=4, metavar="N",
+        help="with --frontier: passes between refreshes of the dual cache, 0 for none (%(default)s)",
+    )  # fmt: skip
     parser.add_argument("--train", action="store_true", help="train backbone and circuit instead of decoding")
     parser.add_argument(
         "--output", type=pathlib.Path, default=pathlib.Path("runs/demo_bundle"), help="where --train writes"
@@ -195,7 +199,9 @@ def _run(options: argparse.Namespace) -> None:
     if options.frontier:
         from experiments.demo_task.frontier import frontier_table, run_frontier
 
-        print(frontier_table(run_frontier(options.output_dir, options.problems, options.seed, options.bundle)))
+        refresh = options.cache_refresh or None
+        found = run_frontier(options.output_dir, options.problems, options.seed, options.bundle, refresh)
+        print(frontier_table(found))
         print(f"table and plot: {options.output_dir}")
         return
     print("Built-in demo: generated word problems, a backbone of a million weights, a circuit of 64 states.")
