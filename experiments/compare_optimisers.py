@@ -15,6 +15,10 @@ examples
     python -m experiments.compare_optimisers
   GSM8K beside it, with a backbone that `experiments.train_backbone` made:
     python -m experiments.compare_optimisers --ckpt runs/gsm8k_backbone --data gsm8k/train.jsonl
+  two corpora at once, a core each, into one table:
+    taskset -c 0 python -m experiments.compare_optimisers --ckpt … --data … --only demo &
+    taskset -c 1 python -m experiments.compare_optimisers --ckpt … --data … --only own; wait
+    python -m experiments.compare_optimisers --ckpt … --data …
   a few rules, quickly:
     python -m experiments.compare_optimisers --rules adam em ebw --seeds 0 --seconds 30
   whether the rules' own rates suit your text:
@@ -36,11 +40,12 @@ def make_parser() -> Parser:
     add("--data", metavar="DATA", help="its text: a JSONL file or a hub data set of questions and answers")
     add("--corpus", default="text", metavar="NAME", help="what that corpus is called in the table (%(default)s)")
     add("--only", choices=("demo", "own"), help="leave the other corpus out")
-    add("--limit", type=count(1), default=2048, metavar="N", help="examples of that corpus (%(default)s)")
+    add("--limit", type=count(1), default=6000, metavar="N", help="examples of that corpus; with few, rules that are "
+        "fast overfit within the time and the table shows who does (%(default)s)")  # fmt: skip
     add("--states", type=count(1), default=64, metavar="H", help="of the circuits (%(default)s)")
     add("--init", choices=("uniform", "data"), default="uniform", help="where they start (%(default)s)")
     add("--batch_size", type=count(1), default=64, metavar="B", help="windows of a step (%(default)s)")
-    add("--masks", type=count(1), default=2, metavar="N", help="maskings of every example (%(default)s)")
+    add("--masks", type=count(1), default=3, metavar="N", help="maskings of every example (%(default)s)")
     add("--output_dir", type=pathlib.Path, default=pathlib.Path("runs/optimisers"), metavar="DIR", help="(%(default)s)")
     return parser
 

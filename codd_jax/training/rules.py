@@ -216,7 +216,8 @@ class CountRule:
         return {**after, "circuit": circuit, "damping": damping}
 
 
-# (rate, momentum of counts) between those that did best on the demo and on GSM8K text (docs/optimisers.md).
+# (rate, momentum of counts) between those that did best on the demo and on GSM8K text (docs/optimisers.md); those of
+# rmsprop and sgd by analogy.
 DEFAULT_RATES: dict[str, tuple[float, float]] = {
     "adam": (0.1, 0.0),
     "adamax": (0.9, 0.0),
