@@ -180,7 +180,9 @@ def _plot(result: Mapping[str, Any], path: pathlib.Path) -> None:
         axis.barh([row["name"] for row in rows], means, xerr=spread, color="#0072b2", error_kw={"capsize": 3})
         axis.axvline(statistics.fmean(row["backbone"] for row in rows), color="#7f7f7f", label="backbone alone")
         axis.set(xlabel="nats per masked token", title=corpus)
-        axis.legend(frameon=False)
         axis.grid(axis="x", alpha=0.3)
+        axis.set_axisbelow(True)
+    handles = [line for axis in figure.axes for line in axis.lines if line.get_label() == "backbone alone"]
+    figure.legend(handles=handles[:1], loc="outside lower center", frameon=False)
     figure.savefig(path, dpi=130)
     plt.close(figure)
