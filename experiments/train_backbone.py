@@ -62,10 +62,8 @@ def train(args) -> pathlib.Path:
 
     folder = pathlib.Path(args.output_dir)
     fields = {"question_field": args.question_field, "answer_field": args.answer_field}
-    made_from, stated = (
-        {"vocab_size": args.vocab_size, "data": identify(args.data), **fields},
-        folder / "tokenizer.source",
-    )
+    made_from = {"vocab_size": args.vocab_size, "data": identify(args.data), **fields}
+    stated = folder / "tokenizer.source"
     if not stated.is_file():
         train_text_tokenizer(corpus_texts(args.data, **fields), args.vocab_size, folder)
         stated.write_text(json.dumps(made_from, indent=1) + "\n", encoding="utf-8")

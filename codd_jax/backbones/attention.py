@@ -64,7 +64,6 @@ def attend(
     if implementation == "cudnn":
         return jax.nn.dot_product_attention(query, key, value, key_value_seq_lengths=lengths, implementation="cudnn")
     if implementation == "splash" and query.shape[1] >= LANES:
-        lengths = jnp.full(query.shape[:1], key.shape[1], jnp.int32) if lengths is None else lengths
         return jax.lax.platform_dependent(
             query, key, value, lengths, tpu=functools.partial(splash_attend, mesh=mesh), default=_attend_in_xla
         )

@@ -97,7 +97,8 @@ def test_it_is_split_by_rows_and_heads():
 def test_elsewhere_it_is_xla():
     for queries in (5, 130):
         *parts, lengths = operands(1, queries, 130, 2, 2)
-        np.testing.assert_array_equal(attend(*parts, lengths, "splash"), attend(*parts, lengths))
+        for ends in (lengths, None):
+            np.testing.assert_array_equal(attend(*parts, ends, "splash"), attend(*parts, ends))
 
 
 @pytest.mark.parametrize(
