@@ -126,10 +126,10 @@ def matvec(matrix: jax.Array, weights: jax.Array, axis: int) -> jax.Array:
     return out[0] + out[1] if split else out
 
 
-def log_matvec(x: jax.Array, matrix: jax.Array, axis: int) -> jax.Array:
+def log_matvec(x: jax.Array, matrix: jax.Array, axis: int, product=matvec) -> jax.Array:
     """log of matrix · exp(x) for x ≤ 0 with max 0, [..., n] → [..., m], as far as one scaled product can see."""
     bits = Scaling.of(x.shape[-1], x.dtype).bits
-    return log_unscaled(matvec(matrix, exp_scaled(x, bits), axis), bits)
+    return log_unscaled(product(matrix, exp_scaled(x, bits), axis), bits)
 
 
 def deep_log_matvec(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from jax import lax
 
 from codd_jax import circuits
 from codd_jax.circuits import HMM, logspace
-from codd_jax.circuits.messages import forward_chain, log_partition_of, masked_leaf_values
+from codd_jax.circuits.messages import backward_chain, forward_chain, log_partition_of, masked_leaf_values
 from codd_jax.circuits.posterior import sample_latents_from_chain
 from codd_jax.evaluation.provenance import environment
 from codd_jax.fitting.costs import CircuitShape, StepShape, circuit_costs
@@ -39,6 +40,12 @@ class CircuitWork:
 def scan_messages(hmm: HMM, leaf: jax.Array) -> jax.Array:
     """The library's own: one scaled matrix product a position, [..., T, H] → log Z [...]."""
     return log_partition_of(forward_chain(hmm, leaf))
+
+
+def backward_messages(hmm: HMM, leaf: jax.Array) -> jax.Array:
+    """The library's own from the last position to the first: the same matrix, read along its rows."""
+    chain = backward_chain(hmm, leaf)
+    return logspace.logsumexp(logspace.safe_log(hmm.initial) + chain.post[..., 0, :]) + jnp.sum(chain.shift, axis=-1)
 
 
 def broadcast_messages(hmm: HMM, leaf: jax.Array) -> jax.Array:
@@ -99,10 +106,15 @@ def blocked_messages(hmm: HMM, leaf: jax.Array, block: int = 4) -> jax.Array:
 
 ALGORITHMS: dict[str, Callable[[HMM, jax.Array], jax.Array]] = {
     "scan of matrix-vector products": scan_messages,
+    "the same, backwards": backward_messages,
     "broadcast log-sum-exp": broadcast_messages,
     "blocked products": blocked_messages,
     "associative scan": associative_messages,
 }
+# Parts of a few milliseconds are timed as so many calls in a row, torch's as well: after a pause a processor takes
+# milliseconds to come up to speed, which would be most of what is measured.
+_IN_A_ROW = 10
+_LONG = ("leaf product", "leaf product as torch's matmul", "blocked products", "associative scan")
 # These hold a matrix for every position of every window.
 _LARGE = ("blocked products", "associative scan")
 
@@ -135,11 +147,14 @@ def measure_circuit(
         calls = _calls(hmm, log_phi, leaf, batch)
         if peer is not None:
             sizes = [work.num_states, work.vocab_size, batch * work.length]
-            calls["leaf product as torch's matmul"] = lambda sizes=sizes: peer(matmul=sizes, times=1)
+            calls["leaf product as torch's matmul"] = functools.partial(_ask, peer, sizes, 1)
             small = [batch, work.num_states, work.num_states]
-            calls["messages as torch's matmuls"] = lambda small=small: peer(matmul=small, times=work.length - 1)
-        agree([calls[name]() for name in ALGORITHMS if name in calls])
-        seconds = interleaved(calls, work.repeats, progress=progress)
+            calls["messages as torch's matmuls"] = functools.partial(_ask, peer, small, work.length - 1)
+        agree([calls[name](1) for name in ALGORITHMS if name in calls])
+        counts = {name: 1 if name in _LONG else _IN_A_ROW for name in calls}
+        timed = {name: functools.partial(call, counts[name]) for name, call in calls.items()}
+        seconds = interleaved(timed, work.repeats, progress=progress)
+        seconds = {name: value / counts[name] for name, value in seconds.items()}
         shape = CircuitShape(work.num_states, work.vocab_size, work.length, hmm.emission.dtype.itemsize)
         costs = circuit_costs(shape, StepShape(batch, work.length, work.length))
         floors = {name: max(cost.flops / flops, cost.bytes / bandwidth) for name, cost in costs.items()}
@@ -149,6 +164,21 @@ def measure_circuit(
             rows.append({"batch": batch, "part": name, "seconds": value, "floor": floor, "share_of_floor": share})
     rates = {"flops_per_second": flops, "bytes_per_second": bandwidth, "dtype": "float32"}
     return {"rates": rates, "parts": rows, "workload": dataclasses.asdict(work), "environment": environment()}
+
+
+def _in_a_row(call: Callable[..., Any], *args: Any) -> Callable[[int], Any]:
+    """`count` → what the last of so many calls in a row returns."""
+
+    def run(count: int) -> Any:
+        for _ in range(count):
+            out = jax.block_until_ready(call(*args))
+        return out
+
+    return run
+
+
+def _ask(peer: Callable[..., dict[str, Any]], sizes: Sequence[int], products: int, count: int) -> dict[str, Any]:
+    return peer(matmul=sizes, times=products * count)
 
 
 def _floor(name: str, floors: dict[str, float]) -> float | None:
@@ -164,7 +194,7 @@ def agree(partitions: Sequence[jax.Array], tolerance: float = 1e-3) -> None:
         raise FloatingPointError(f"the message algorithms disagree by {max(gaps)} nats")
 
 
-def _calls(hmm: HMM, log_phi: jax.Array, leaf: jax.Array, batch: int) -> dict[str, Callable[[], Any]]:
+def _calls(hmm: HMM, log_phi: jax.Array, leaf: jax.Array, batch: int) -> dict[str, Callable[[int], Any]]:
     leaf_product = jax.jit(masked_leaf_values)
     forward = jax.jit(forward_chain)
     chain = forward(hmm, leaf)
@@ -173,15 +203,14 @@ def _calls(hmm: HMM, log_phi: jax.Array, leaf: jax.Array, batch: int) -> dict[st
     path = draw(hmm, chain, keys)
     emitted = jax.jit(jax.vmap(circuits.latent_logits, in_axes=(None, 0, 0)))
     calls = {
-        "leaf product": lambda: leaf_product(hmm, log_phi),
-        "backward sampling": lambda: draw(hmm, chain, keys),
-        "coupled logits": lambda: emitted(hmm, log_phi, path),
+        "leaf product": _in_a_row(leaf_product, hmm, log_phi),
+        "backward sampling": _in_a_row(draw, hmm, chain, keys),
+        "coupled logits": _in_a_row(emitted, hmm, log_phi, path),
     }
     for name, algorithm in ALGORITHMS.items():
         if name in _LARGE and batch > 1:
             continue  # a matrix for every position of every window: 130 MB a window at true size
-        compiled = jax.jit(algorithm)
-        calls[name] = lambda compiled=compiled: compiled(hmm, leaf)
+        calls[name] = _in_a_row(jax.jit(algorithm), hmm, leaf)
     return calls
 
 
