@@ -112,12 +112,13 @@ def backward_messages(hmm: HMM, leaf: jax.Array, log_latent: Latent = None) -> j
 
 def log_partition_from_leaf(hmm: HMM, leaf: jax.Array, log_latent: Latent = None) -> jax.Array:
     """log Z [...] from leaf values [..., T, H]; -inf for impossible evidence."""
-    return log_partition_of(forward_chain(hmm, leaf, log_latent))
+    return log_partition_of(hmm, backward_chain(hmm, leaf, log_latent))
 
 
-def log_partition_of(forward: Chain) -> jax.Array:
-    """log Z [...] from the forward chain."""
-    return logspace.logsumexp(forward.post[..., -1, :]) + exact_cumsum(forward.shift)[..., -1]
+def log_partition_of(hmm: HMM, backward: Chain) -> jax.Array:
+    """log Z [...] from the backward chain."""
+    first = logspace.safe_log(hmm.initial) + backward.post[..., 0, :]
+    return logspace.logsumexp(first) + exact_cumsum(backward.shift)[..., -1]
 
 
 @jax.jit

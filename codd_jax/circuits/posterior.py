@@ -112,7 +112,9 @@ def divide(log_x: jax.Array, log_y: jax.Array) -> jax.Array:
 
 @jax.jit
 def sample_latents(hmm: HMM, log_phi, tokens, known, key, log_latent=None) -> jax.Array:
-    """Draws z ~ p(z | evidence) by forward filtering and backward sampling, [T] int32.
+    """Draws z ~ p(z | evidence) by backward filtering and forward sampling, [T] int32.
+
+    In this direction both the messages and the draws read the transition along its rows.
 
     Args:
       log_phi: [T, V] (None: φ ≡ 1), tokens: [T], known: [T], log_latent: optional [T, H] or a `Context`.
@@ -125,31 +127,30 @@ def sample_latents(hmm: HMM, log_phi, tokens, known, key, log_latent=None) -> ja
 
 def sample_latents_from_leaf(hmm: HMM, leaf: jax.Array, key: jax.Array, log_latent: Latent = None) -> jax.Array:
     """`sample_latents` from leaf values [T, H] → [T]; `vmap` over leaf and key for a batch."""
-    return sample_latents_from_chain(hmm, forward_chain(hmm, leaf, log_latent), key)
+    return sample_latents_from_chain(hmm, backward_chain(hmm, leaf, log_latent), key)
 
 
 def sample_latents_and_partition(hmm: HMM, leaf: jax.Array, key: jax.Array, log_latent=None):
-    """(latents [T], log Z) from leaf values [T, H] with one forward pass, for callers that must notice log Z = -inf."""
-    forward = forward_chain(hmm, leaf, log_latent)
-    return sample_latents_from_chain(hmm, forward, key), log_partition_of(forward)
+    """(latents [T], log Z) from leaf values [T, H] with one pass, for callers that must notice log Z = -inf."""
+    backward = backward_chain(hmm, leaf, log_latent)
+    return sample_latents_from_chain(hmm, backward, key), log_partition_of(hmm, backward)
 
 
-def sample_latents_from_chain(hmm: HMM, forward: Chain, key: jax.Array) -> jax.Array:
-    """Backward sampling along a forward chain of one window → [T] int32."""
-    length, states = forward.post.shape
-    noise = position_gumbel(key, length, states, forward.post.dtype)
-    noisy = forward.post + noise
-    last = jnp.argmax(noisy[-1]).astype(jnp.int32)
+def sample_latents_from_chain(hmm: HMM, backward: Chain, key: jax.Array) -> jax.Array:
+    """Forward sampling along a backward chain of one window → [T] int32."""
+    length, states = backward.post.shape
+    noisy = backward.post + position_gumbel(key, length, states, backward.post.dtype)
+    first = jnp.argmax(logspace.safe_log(hmm.initial) + noisy[0]).astype(jnp.int32)
     tied = hmm.transition.ndim == 2
 
-    def step(following, xs):
-        row, matrix = xs
-        column = (hmm.transition if tied else matrix)[:, following].astype(row.dtype)
-        state = jnp.argmax(row + logspace.safe_log(column)).astype(jnp.int32)
+    def step(previous, xs):
+        values, matrix = xs
+        row = (hmm.transition if tied else matrix)[previous].astype(values.dtype)
+        state = jnp.argmax(logspace.safe_log(row) + values).astype(jnp.int32)
         return state, state
 
-    rest = lax.scan(step, last, (noisy[:-1], None if tied else hmm.transition), reverse=True)[1]
-    return jnp.concatenate([rest, last[None]])
+    rest = lax.scan(step, first, (noisy[1:], None if tied else hmm.transition))[1]
+    return jnp.concatenate([first[None], rest])
 
 
 def position_gumbel(key: jax.Array, length: int, width: int, dtype=jnp.float32) -> jax.Array:

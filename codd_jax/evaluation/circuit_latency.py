@@ -13,7 +13,12 @@ from jax import lax
 
 from codd_jax import circuits
 from codd_jax.circuits import HMM, logspace
-from codd_jax.circuits.messages import backward_chain, forward_chain, log_partition_of, masked_leaf_values
+from codd_jax.circuits.messages import (
+    backward_chain,
+    forward_chain,
+    log_partition_from_leaf,
+    masked_leaf_values,
+)
 from codd_jax.circuits.posterior import sample_latents_from_chain
 from codd_jax.evaluation.provenance import environment
 from codd_jax.fitting.costs import CircuitShape, StepShape, circuit_costs
@@ -38,14 +43,13 @@ class CircuitWork:
 
 
 def scan_messages(hmm: HMM, leaf: jax.Array) -> jax.Array:
-    """The library's own: one scaled matrix product a position, [..., T, H] → log Z [...]."""
-    return log_partition_of(forward_chain(hmm, leaf))
+    """The library's own: one scaled matrix product a position, last to first, [..., T, H] → log Z [...]."""
+    return log_partition_from_leaf(hmm, leaf)
 
 
-def backward_messages(hmm: HMM, leaf: jax.Array) -> jax.Array:
-    """The library's own from the last position to the first: the same matrix, read along its rows."""
-    chain = backward_chain(hmm, leaf)
-    return logspace.logsumexp(logspace.safe_log(hmm.initial) + chain.post[..., 0, :]) + jnp.sum(chain.shift, axis=-1)
+def forward_messages(hmm: HMM, leaf: jax.Array) -> jax.Array:
+    """The library's own in the other direction, which any-order sampling and learning need as well."""
+    return logspace.logsumexp(forward_chain(hmm, leaf).unshifted()[1][..., -1, :])
 
 
 def broadcast_messages(hmm: HMM, leaf: jax.Array) -> jax.Array:
@@ -106,7 +110,7 @@ def blocked_messages(hmm: HMM, leaf: jax.Array, block: int = 4) -> jax.Array:
 
 ALGORITHMS: dict[str, Callable[[HMM, jax.Array], jax.Array]] = {
     "scan of matrix-vector products": scan_messages,
-    "the same, backwards": backward_messages,
+    "the same, forwards": forward_messages,
     "broadcast log-sum-exp": broadcast_messages,
     "blocked products": blocked_messages,
     "associative scan": associative_messages,
@@ -122,7 +126,7 @@ _LARGE = ("blocked products", "associative scan")
 def measure_circuit(
     work: CircuitWork, peer: Callable[..., dict[str, Any]] | None = None, progress: bool = True
 ) -> dict[str, Any]:
-    """Seconds of leaf product, messages and backward sampling, and of each message algorithm.
+    """Seconds of leaf product, messages and latent sampling, and of each message algorithm.
 
     Args:
       work: the shapes.
@@ -196,15 +200,14 @@ def agree(partitions: Sequence[jax.Array], tolerance: float = 1e-3) -> None:
 
 def _calls(hmm: HMM, log_phi: jax.Array, leaf: jax.Array, batch: int) -> dict[str, Callable[[int], Any]]:
     leaf_product = jax.jit(masked_leaf_values)
-    forward = jax.jit(forward_chain)
-    chain = forward(hmm, leaf)
+    chain = jax.jit(backward_chain)(hmm, leaf)
     keys = jax.random.split(jax.random.key(2), batch)
     draw = jax.jit(jax.vmap(sample_latents_from_chain, in_axes=(None, 0, 0)))
     path = draw(hmm, chain, keys)
     emitted = jax.jit(jax.vmap(circuits.latent_logits, in_axes=(None, 0, 0)))
     calls = {
         "leaf product": _in_a_row(leaf_product, hmm, log_phi),
-        "backward sampling": _in_a_row(draw, hmm, chain, keys),
+        "latent sampling": _in_a_row(draw, hmm, chain, keys),
         "coupled logits": _in_a_row(emitted, hmm, log_phi, path),
     }
     for name, algorithm in ALGORITHMS.items():
