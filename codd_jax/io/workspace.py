@@ -12,6 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+try:
+    import fcntl
+except ImportError:  # not a POSIX system
+    fcntl = None
+
 from codd_jax.jsonfile import read_json
 
 MARKER = "codd.json"
@@ -34,21 +39,27 @@ def building(out: str | Path, job: Mapping[str, Any], *, overwrite: bool = False
 
     Raises:
       FileExistsError: `out` exists; or the interrupted run that is there was of another job (both are named).
+      BlockingIOError: another process is at work on the same `out`.
     """
     out = Path(out).absolute()
     _check_free(out, overwrite)
     partial = out.with_name(out.name + ".partial")
-    if partial.is_dir():
+    partial.mkdir(parents=True, exist_ok=True)
+    with _alone(partial, out):
+        yield from _build(partial, out, job, overwrite)
+
+
+def _build(partial: Path, out: Path, job: Mapping[str, Any], overwrite: bool) -> Iterator[Path]:
+    if any(partial.iterdir()):
         previous = _read_job(partial)
         leftover = "source" in previous and not _resumable(previous)
         if leftover or not _resumable(job) or previous.get("content") != job["content"]:
-            if not (overwrite or leftover) and any(partial.iterdir()):
+            if not (overwrite or leftover):
                 raise FileExistsError(
                     f"{partial} holds an interrupted run of {_describe(previous)}; this one is {_describe(job)}. "
                     "Finish that one, choose another OUT, remove the folder, or pass --overwrite"
                 )
-            shutil.rmtree(partial)
-    partial.mkdir(parents=True, exist_ok=True)
+            _empty(partial)
     write_json(partial / _JOB, job)
     try:
         yield partial
@@ -64,6 +75,32 @@ def building(out: str | Path, job: Mapping[str, Any], *, overwrite: bool = False
     else:
         os.rename(partial, out)
     (out / _JOB).unlink()
+
+
+@contextmanager
+def _alone(folder: Path, out: Path) -> Iterator[None]:
+    """Holds a lock on the folder itself, which ends with the process; no lock where the system or its disk has none."""
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BlockingIOError(
+                f"another process is writing {out} just now (in {folder}); wait for it, or choose another OUT"
+            ) from None
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(handle)
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def write_marker(folder: str | Path, kind: str, **content: Any) -> None:

@@ -61,6 +61,17 @@ def test_a_save_from_memory_spares_what_can_be_continued_and_what_is_unknown(tmp
         build(tmp_path / "own", MEMORY)
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_two_at_once_do_not_touch_one_folder(tmp_path, overwrite):
+    pytest.importorskip("fcntl")
+    with building(tmp_path / "out", JOB) as partial:
+        (partial / "params").mkdir()
+        with pytest.raises(BlockingIOError, match=r"another process is writing .*out just now"):
+            build(tmp_path / "out", JOB, overwrite=overwrite)
+        write_marker(partial, "bundle")
+    assert names(tmp_path) == ["out"] and names(tmp_path / "out") == ["codd.json", "params"]
+
+
 def test_a_marker_that_is_nested_too_deeply(tmp_path):
     (tmp_path / "codd.json").write_text("[" * 200_000)
     with pytest.raises(ValueError, match=r"codd\.json is not readable JSON \(it is nested too deeply\)"):
