@@ -103,8 +103,8 @@ def prepare(args: argparse.Namespace, seed: int, data: str | None):
     """Windows and a starting circuit: of the demo without `data`, else of the corpus of one's own."""
     from codd_jax.training.circuit_config import CircuitTraining
     from codd_jax.training.circuit_job import CircuitJob, prepare_job
-    from experiments.demo import BUNDLE
     from experiments.demo_task.circuit import demo_texts
+    from experiments.demo_task.decode import BUNDLE
 
     name = "demo" if data is None else args.corpus
     job = CircuitJob(

@@ -54,7 +54,7 @@ def run(args) -> dict:
     from codd_jax.io.circuit import load_circuit
     from codd_jax.training.rows import bucketed, lay_out
     from codd_jax.training.store import fingerprint_rows
-    from experiments.demo import BUNDLE
+    from experiments.demo_task.decode import BUNDLE
 
     named = dict(entry.partition("=")[::2] for entry in args.circuit)
     if not all(named.values()):

@@ -58,9 +58,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _run(args: argparse.Namespace) -> None:
     from codd_jax.evaluation import viewing
     from codd_jax.evaluation.viewer import write_replay
-    from experiments import demo
+    from experiments.demo_task import decode
 
-    bundle = viewing.Bundle(demo.BUNDLE, demo.decode_config("codd", DEMO_STEPS), DEMO_PROMPT)
+    bundle = viewing.Bundle(decode.BUNDLE, decode.decode_config("codd", DEMO_STEPS), DEMO_PROMPT)
     delay = 0.25 if args.delay is None else args.delay
     replay = viewing.watch(args, PRESET, bundle, terminal=args.terminal, delay=delay)
     print(write_replay(replay, args.output_dir))

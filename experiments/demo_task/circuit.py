@@ -7,8 +7,8 @@ from codd_jax.tokenizer import load_tokenizer
 from codd_jax.training.circuit_job import CircuitJob, read_job, run_job
 from codd_jax.training.dataset import Example
 from codd_jax.training.trainer import TrainedCircuit
-from experiments.demo import BUNDLE
 from experiments.demo_task.data import WINDOW, demo_examples
+from experiments.demo_task.decode import BUNDLE
 
 # What the demo sets in place of a true model's defaults.
 DEFAULTS: dict[str, Any] = {"states": 64, "dtype": "float32", "seconds": 240.0, "held_out": 512}

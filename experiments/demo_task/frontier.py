@@ -11,6 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from codd_jax import CoDD
+from experiments.demo_task.decode import BUNDLE, answer, measure
 from experiments.demo_task.problems import sample_problems
 from experiments.demo_task.report import COLOURS, METHODS
 
@@ -23,7 +24,7 @@ def run_frontier(
     output_dir: str | pathlib.Path,
     problems: int = 200,
     seed: int = 0,
-    bundle: str | pathlib.Path | None = None,
+    bundle: str | pathlib.Path = BUNDLE,
     cache_refresh: int | None = 4,
     progress: bool = True,
 ) -> dict[str, Any]:
@@ -41,9 +42,6 @@ def run_frontier(
       `cache_gain_error`: the paired difference of accuracy against no cache, and half of its 95 % interval.
       `largest_cache_loss`: the most points (per cent) that the dual cache loses anywhere.
     """
-    from experiments.demo import BUNDLE, answer, measure
-
-    bundle = bundle or BUNDLE
     model = CoDD.from_pretrained(bundle, circuit=bundle, dtype="float32")
     drawn = list(islice(sample_problems(seed, held_out=True), problems))
     paces = [(f"{steps} steps", steps, {}) for steps in STEPS]

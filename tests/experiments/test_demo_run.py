@@ -9,13 +9,14 @@ import pytest
 
 from codd_jax import CoDD
 from experiments import demo
+from experiments.demo_task import decode
 from experiments.demo_task.data import WINDOW
 from experiments.demo_task.problems import grade, sample_problems
 from experiments.demo_task.report import markdown_table
 
 
 def test_the_bundle_is_complete_and_small():
-    files = {path.name: path.stat().st_size for path in demo.BUNDLE.iterdir()}
+    files = {path.name: path.stat().st_size for path in decode.BUNDLE.iterdir()}
     assert sum(files.values()) <= 8_000_000
     assert set(files) == {
         "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
@@ -24,7 +25,7 @@ def test_the_bundle_is_complete_and_small():
 
 
 def test_the_bundle_loads_as_any_checkpoint():
-    model = CoDD.from_pretrained(demo.BUNDLE, circuit=demo.BUNDLE, dtype="float32")
+    model = CoDD.from_pretrained(decode.BUNDLE, circuit=decode.BUNDLE, dtype="float32")
     assert model.config.family == "llada" and model.config.num_heads == 8
     assert model.hmm.num_states == 64 and model.hmm.length == WINDOW and model.hmm.homogeneous
     assert model.hmm.vocab_size == model.config.vocab_size
@@ -32,7 +33,7 @@ def test_the_bundle_loads_as_any_checkpoint():
     # A real task's prompt runs through it, whatever it says.
     system = "You are a helpful assistant."
     prompt = "Janet’s ducks lay 16 eggs per day. She sells £5.25 worth of them. How much does she make?"
-    out = model.generate([prompt], demo.decode_config("codd", 2), system=system)
+    out = model.generate([prompt], decode.decode_config("codd", 2), system=system)
     assert isinstance(out.text[0], str)
 
 
@@ -78,10 +79,10 @@ def test_example_is_the_first_incoherent_one(result):
 
 
 def test_answers_do_not_depend_on_the_batch():
-    model = CoDD.from_pretrained(demo.BUNDLE, circuit=demo.BUNDLE, dtype="float32")
+    model = CoDD.from_pretrained(decode.BUNDLE, circuit=decode.BUNDLE, dtype="float32")
     stream = sample_problems(0, True)
     questions = [next(stream).question for _ in range(3)]
-    config = demo.decode_config("codd", 4)
+    config = decode.decode_config("codd", 4)
     together = model.generate(questions, config, batch_size=3)
     alone = [model.generate([question], config, batch_size=3).text[0] for question in questions[::-1]]
     assert together.text == alone[::-1]
@@ -98,11 +99,11 @@ def test_no_problems_are_refused():
     with pytest.raises(ValueError, match="0 problems"):
         demo.run_demo(problems=0)
     with pytest.raises(ValueError, match="method"):
-        demo.decode_config("magic", 2)
+        decode.decode_config("magic", 2)
 
 
 def test_weights_survive_storage():
-    model = CoDD.from_pretrained(demo.BUNDLE, circuit=demo.BUNDLE, dtype="float32")
+    model = CoDD.from_pretrained(decode.BUNDLE, circuit=decode.BUNDLE, dtype="float32")
     for row in (model.hmm.initial[None], model.hmm.transition, model.hmm.emission):
         np.testing.assert_allclose(np.asarray(row, np.float64).sum(-1), 1.0, atol=1e-5)
     assert model.backbone.embed.weight[...].dtype == jnp.float32

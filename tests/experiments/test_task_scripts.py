@@ -8,7 +8,7 @@ import datasets
 import pytest
 
 from codd_jax.evaluation import TASKS, benchmark
-from experiments.demo import BUNDLE
+from experiments.demo_task.decode import BUNDLE
 from tests.oracles.task_problems import PROBLEMS
 from tests.oracles.word_problems import QUESTIONS
 

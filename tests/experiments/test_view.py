@@ -10,7 +10,7 @@ from codd_jax.evaluation import benchmark
 from codd_jax.evaluation.viewer import answer_ids, read_replay
 from codd_jax.tokenizer import load_tokenizer
 from experiments import gsm8k, view
-from experiments.demo import BUNDLE
+from experiments.demo_task.decode import BUNDLE
 from tests.oracles.browser import browser
 from tests.oracles.word_problems import QUESTIONS
 
