@@ -71,6 +71,10 @@ def run_chain(first: jax.Array, weights: jax.Array, transition: jax.Array, rever
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
 def _run(first: jax.Array, weights: jax.Array, transition: jax.Array, axis: int) -> Chain:
     """`run_chain` in scan order; `axis` of the transition is contracted with the message."""
+    return _RUNS[axis](first, weights, transition)
+
+
+def _exact(first: jax.Array, weights: jax.Array, transition: jax.Array, axis: int) -> Chain:
     scaling = logspace.Scaling.of(first.shape[-1], first.dtype)
     chain = _scan(first, weights, transition, axis, functools.partial(logspace.log_matvec, product=_message_product))
 
@@ -84,6 +88,28 @@ def _run(first: jax.Array, weights: jax.Array, transition: jax.Array, axis: int)
         return _scan(first, weights, transition, axis, logspace.deep_log_matvec), jnp.zeros_like(carry[1])
 
     return lax.while_loop(lambda carry: logspace.batch_any(carry[1]), again, (chain, lossy(chain)))[0]
+
+
+def _windows_as_rows(axis: int):
+    """`_exact` for which `vmap` over windows is a leading dimension: products of many rows, not many products."""
+    one = functools.partial(_exact, axis=axis)
+    run = jax.custom_batching.custom_vmap(one)
+
+    @run.def_vmap
+    def rule(size, batched, first, weights, transition):
+        if batched[2]:  # circuits of their own
+            axes = [0 if flag else None for flag in batched]
+            return jax.vmap(one, axes)(first, weights, transition), Chain(True, True, True)
+        rows = [
+            x if flag else jnp.broadcast_to(x, (size, *x.shape))
+            for x, flag in zip((first, weights), batched[:2], strict=True)
+        ]
+        return run(*rows, transition), Chain(True, True, True)
+
+    return run
+
+
+_RUNS = {axis: _windows_as_rows(axis) for axis in (0, 1)}
 
 
 def _scan(first, weights, transition, axis: int, product) -> Chain:
@@ -111,7 +137,11 @@ def _scan(first, weights, transition, axis: int, product) -> Chain:
 
 
 def _message_product(matrix: jax.Array, weights: jax.Array, axis: int) -> jax.Array:
-    """`logspace.matvec` for few rows of weights; CPUs multiply a large matrix faster as a batch of blocks of rows."""
+    """`logspace.matvec` for few rows of weights; CPUs multiply a large matrix faster as a batch of blocks of its rows.
+
+    So for matrices of `_LARGE` rows and more that divide into the blocks, over axis 1 with one row of weights alone:
+    with more, the whole product is faster.
+    """
     blocks = _BLOCKS[axis]
     states, one_row = matrix.shape[0], weights.size == weights.shape[-1]
     whole = functools.partial(logspace.matvec, axis=axis)

@@ -127,7 +127,10 @@ def matvec(matrix: jax.Array, weights: jax.Array, axis: int) -> jax.Array:
 
 
 def log_matvec(x: jax.Array, matrix: jax.Array, axis: int, product=matvec) -> jax.Array:
-    """log of matrix · exp(x) for x ≤ 0 with max 0, [..., n] → [..., m], as far as one scaled product can see."""
+    """log of matrix · exp(x) for x ≤ 0 with max 0, [..., n] → [..., m], as far as one scaled product can see.
+
+    `product` stands in for `matvec`.
+    """
     bits = Scaling.of(x.shape[-1], x.dtype).bits
     return log_unscaled(product(matrix, exp_scaled(x, bits), axis), bits)
 

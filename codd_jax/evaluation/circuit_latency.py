@@ -115,8 +115,8 @@ ALGORITHMS: dict[str, Callable[[HMM, jax.Array], jax.Array]] = {
     "blocked products": blocked_messages,
     "associative scan": associative_messages,
 }
-# Parts of a few milliseconds are timed as so many calls in a row, torch's as well: after a pause a processor takes
-# milliseconds to come up to speed, which would be most of what is measured.
+# Parts of a few milliseconds are timed as so many calls in a row, torch's as well: after a pause the processor is slow
+# and its caches are another's, and that would be most of what is measured.
 _IN_A_ROW = 10
 _LONG = ("leaf product", "leaf product as torch's matmul", "blocked products", "associative scan")
 # These hold a matrix for every position of every window.

@@ -10,6 +10,7 @@ import pytest
 from codd_jax import circuits
 from codd_jax.circuits.any_order import priorities
 from tests.oracles.chi_square import assert_follows
+from tests.oracles.hmm_cases import random_case
 from tests.oracles.hmm_enumeration import Case
 
 DRAWS = 20_000
@@ -40,6 +41,14 @@ def test_latent_sampling_follows_the_joint(normalization, zeros):
     # A locally normalised circuit's latents see the known tokens only.
     seen = jnp.zeros_like(log_phi) if normalization == "local" else log_phi
     assert_follows(draws, Case.of(hmm, seen, tokens, known, g).latent_distribution())
+
+
+@pytest.mark.parametrize("seed", [2, 5])
+def test_latents_of_an_untied_circuit_whose_initial_excludes_states(seed):
+    hmm, log_phi, tokens, known, g = random_case(seed, (4, 3, 3), tied=False, latent=True, zeros=True, spread=1.5)
+    assert not hmm.initial.all() and circuits.log_partition(hmm, log_phi, tokens, known, g) > -jnp.inf
+    draws = many_latents(hmm, log_phi, tokens, known, keys(), g)
+    assert_follows(draws, Case.of(hmm, log_phi, tokens, known, g).latent_distribution())
 
 
 @pytest.mark.parametrize(
