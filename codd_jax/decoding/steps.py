@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from codd_jax.circuits import HMM
 from codd_jax.decoding import randomness
 from codd_jax.decoding.blocks import block_outcome
+from codd_jax.decoding.cache import Memory, read_memory, refresh
 from codd_jax.decoding.canvas import Canvas
 from codd_jax.decoding.denoiser import Reader, read_canvas
 from codd_jax.decoding.dynamic import windowed_outcome
@@ -31,7 +32,7 @@ def denoise_step(
 ) -> Canvas:
     """One step of the block that the canvas has begun: the backbone once, the circuit where it is due, a commit.
 
-    A step by itself runs on the whole canvas; keys and values are kept only between the steps of `loop.run_block`.
+    A step by itself runs on the whole canvas, also where the strategy keeps keys and values: see `cached_step`.
 
     Args:
       denoiser: static, see `denoiser.Denoiser`; params: its parameters.
@@ -41,6 +42,31 @@ def denoise_step(
         predicted); they compete with the block's own, as in the reference.
     """
     return take_step(denoiser, params, canvas, strategy, numbers, hmm, strays)
+
+
+@functools.partial(jax.jit, static_argnames=("denoiser", "strategy", "strays", "span"))
+def refresh_memory(
+    denoiser: Any, params: Any, canvas: Canvas, strategy: Strategy, *, strays: int = 0, span: int = 0
+) -> Memory:
+    """`cache.refresh` as a program of its own; strays and span as in `loop.run_block`."""
+    return refresh(denoiser, params, canvas, strategy, strays, span)
+
+
+@functools.partial(jax.jit, static_argnames=("denoiser", "strategy", "strays"))
+def cached_step(
+    denoiser: Any,
+    params: Any,
+    canvas: Canvas,
+    memory: Memory,
+    strategy: Strategy,
+    numbers: Numbers,
+    hmm: HMM | None = None,
+    *,
+    strays: int = 0,
+) -> Canvas:
+    """`denoise_step` with the keys and values of a refresh; the first step after it is that of the whole canvas."""
+    read = read_memory(denoiser, params, memory, canvas, strategy, numbers)
+    return commit_step(read, canvas, strategy, numbers, hmm, strays)
 
 
 def take_step(denoiser, params, canvas: Canvas, strategy: Strategy, numbers: Numbers, hmm, strays: int) -> Canvas:

@@ -118,7 +118,19 @@ def _add_decoding_flags(add) -> None:
     add("--top_p", type=number, metavar="P", help=f"draw from the most probable tokens {_default('top_p')}")
     add("--top_k", type=count(0), metavar="K", help=f"draw from so many tokens, 0 is off {_default('top_k')}")
     add("--threshold", type=number, metavar="P", help="keep every token surer than this, in place of fixed --num_steps")
+    add(
+        "--threshold_factor",
+        type=number,
+        metavar="F",
+        help="the same with a bound that falls with the number of tokens: keep n while (n + 1)(1 - probability) < F",
+    )
     add("--cache", choices=("none", "prefix", "dual"), help="keep keys and values between steps; approximate (none)")
+    add(
+        "--cache_refresh",
+        type=count(1),
+        metavar="N",
+        help="with --cache: compute them anew every N steps of a block; 1 is exact (once a block)",
+    )
     add("--cfg_scale", type=number, metavar="S", help=f"classifier-free guidance, 0 is off {_default('cfg_scale')}")
     add("--seed", type=count(0), default=0, metavar="N", help="of every draw (%(default)s)")
 

@@ -13,7 +13,8 @@ from codd_jax.evaluation.presets import CHECKPOINTS, DECODING, TaskPreset, decod
 # Flags that set a field of DecodeConfig, and the field where it has another name.
 _DECODE_FLAGS = (
     *("alg", "num_steps", "gen_length", "block_length", "temperature", "top_p", "top_k", "cfg_scale"),
-    *("threshold", "cache", "coupling", "pc_temperature", "pc_frac", "reverse_frac"),
+    *("threshold", "threshold_factor", "cache", "cache_refresh"),
+    *("coupling", "pc_temperature", "pc_frac", "reverse_frac"),
 )
 _FIELDS = {"alg": "remasking", "num_steps": "steps"}
 # What is written for "no bound", which is None in a DecodeConfig and would read as "not given" here.

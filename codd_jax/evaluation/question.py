@@ -37,7 +37,7 @@ class Question:
         """The backbone alone, and CoDD where the configuration has a circuit.
 
         Raises:
-          ValueError: a cache, or a circuit that the model lacks.
+          ValueError: a circuit that the model lacks.
         """
         ids = encode_text(model.tokenizer, self.prompt)
         variants = [dataclasses.replace(self.decode, coupling="none", windows=None)]

@@ -81,7 +81,10 @@ class Run:
         elif decoding.get("threshold_factor"):
             pace = f"factor {decoding['threshold_factor']:g}"
         cache = decoding.get("cache", "none")
-        return pace if cache == "none" else f"{pace}, {cache} cache"
+        if cache == "none":
+            return pace
+        refresh = decoding.get("cache_refresh")
+        return f"{pace}, {cache} cache" + (f" refreshed every {refresh}" if refresh else "")
 
     @property
     def scheduled(self) -> bool:

@@ -13,20 +13,16 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from codd_jax.decoding.blocks import block_window_start
+from codd_jax.decoding.cache import Memory, cache_span
 from codd_jax.decoding.canvas import Canvas, cut_before, make_canvas, row_keys
 from codd_jax.decoding.config import DecodeConfig
-from codd_jax.decoding.coupling import activated, open_window
-from codd_jax.decoding.denoiser import read_canvas
 from codd_jax.decoding.loop import begin_block, check_fit, num_blocks, raise_if_bad, stop_rows, stray_room
 from codd_jax.decoding.regions import rows_at_work
-from codd_jax.decoding.steps import denoise_step
-from codd_jax.decoding.strategy import Numbers, Strategy
-from codd_jax.decoding.windows import best_window, cover
+from codd_jax.decoding.steps import cached_step, denoise_step, refresh_memory
 from codd_jax.distributed import fetch
+from codd_jax.evaluation.step_facts import probabilities_of, windows_of
 from codd_jax.generation import LENGTH_BUCKET
 from codd_jax.model import CoDD
 from codd_jax.sharding import batch_sharding
@@ -107,17 +103,12 @@ class Recorder:
         """Lays out the canvas.
 
         Args:
-          model: with a tokenizer. prompt: ids. decode: how to decode, without a cache. seed: of every draw.
+          model: with a tokenizer. prompt: ids. decode: how to decode. seed: of every draw.
           stop_strings: decoding ends with the block in which one of these appears.
 
         Raises:
-          ValueError: a cache, whose approximation single steps do not have, or a circuit that does not fit.
+          ValueError: a circuit that does not fit.
         """
-        if decode.cache != "none":
-            raise ValueError(
-                f"cache is {decode.cache!r}: a generation is recorded in single steps, which keep nothing between them "
-                "and so would not repeat it; record without the cache"
-            )
         self.decode = decode
         self._model, self._seed, self._stops = model, seed, tuple(stop_strings)
         self._strategy, self._numbers = model.split(decode)
@@ -147,12 +138,21 @@ class Recorder:
         for index in range(num_blocks(canvas, strategy)):
             canvas, survey = begin_block(canvas, strategy, numbers, np.int32(index))
             room = stray_room(int(fetch(survey.strays)), canvas.tokens.shape[-1])
+            span = cache_span(canvas, strategy, self.decode.gen_length, int(fetch(survey.suffix)))
+            memory, age = None, 0
             while bool(fetch(rows_at_work(canvas, strategy)).any()):
-                before = canvas
-                canvas = denoise_step(model.denoiser, model.params, canvas, strategy, numbers, self._hmm, strays=room)
+                before, step = canvas, denoise_step
+                if strategy.cache != "none":
+                    if memory is None or age >= numbers.cache_refresh:
+                        memory = refresh_memory(model.denoiser, model.params, canvas, strategy, strays=room, span=span)
+                        age = 0
+                    step, age = functools.partial(cached_step, memory=memory), age + 1
+                canvas = step(
+                    model.denoiser, model.params, canvas, strategy=strategy, numbers=numbers, hmm=self._hmm, strays=room
+                )
                 raise_if_bad(fetch(canvas.bad_step))
                 self._canvas = canvas
-                self._steps.append(self._step(before, canvas))
+                self._steps.append(self._step(before, canvas, memory))
                 yield self._steps[-1]
             canvas = stop_rows(canvas, strategy)
             self._canvas = canvas
@@ -208,8 +208,8 @@ class Recorder:
         text = self._model.tokenizer.decode(ids.tolist(), skip_special_tokens=True)
         return any(stop and stop in text for stop in self._stops)
 
-    def _step(self, before: Canvas, after: Canvas) -> Step:
-        """The record of a step from the canvas before it and after it."""
+    def _step(self, before: Canvas, after: Canvas, memory: Memory | None) -> Step:
+        """The record of a step from the canvas before it and after it, and what it had kept of the steps before."""
         model, strategy = self._model, self._strategy
         old, new = fetch((before.tokens, after.tokens))
         (where,) = np.nonzero(old[0] != new[0])
@@ -219,11 +219,13 @@ class Recorder:
             room = 1 << int(len(where) - 1).bit_length()
             places = np.zeros((len(old), room), np.int32)
             places[0, : len(where)] = where
-            read = _probabilities(model.denoiser, model.params, before, places, after.tokens, strategy, self._numbers)
+            read = probabilities_of(
+                model.denoiser, model.params, before, memory, places, after.tokens, strategy, self._numbers
+            )
             probabilities = fetch(read)[0, : len(where)]
         windows: tuple[Window, ...] = ()
         if self._hmm is not None:
-            starts, used = fetch(_windows(before, after, strategy, self._numbers))
+            starts, used = fetch(windows_of(before, after, strategy, self._numbers))
             failed = bool((fetch(after.pc_failures) > fetch(before.pc_failures))[0])
             length = int(fetch(before.lengths)[0])
             windows = tuple(
@@ -254,38 +256,3 @@ def record(
 def title(decode: DecodeConfig) -> str:
     """What decodes, in words."""
     return "Backbone alone" if decode.coupling == "none" else f"CoDD, {decode.coupling.replace('_', '-')} coupling"
-
-
-@functools.partial(jax.jit, static_argnames=("denoiser", "strategy"))
-def _probabilities(denoiser, params, canvas: Canvas, places, tokens, strategy: Strategy, numbers: Numbers) -> jax.Array:
-    """The backbone's probabilities [B, P] of `tokens` [B, L] at `places` [B, P], given the canvas."""
-    read = read_canvas(denoiser, params, canvas.tokens, canvas.given, canvas.lengths, canvas.call, strategy, numbers)
-    log_probs = jax.nn.log_softmax(read(places), axis=-1)
-    chosen = jnp.take_along_axis(tokens, places, axis=-1)
-    return jnp.exp(jnp.take_along_axis(log_probs, chosen[..., None], axis=-1)[..., 0])
-
-
-@functools.partial(jax.jit, static_argnames="strategy")
-def _windows(before: Canvas, after: Canvas, strategy: Strategy, numbers: Numbers) -> tuple[jax.Array, jax.Array]:
-    """Starts [G] of the first row's windows in a step (-1 for none), and whether their masks let the circuit in [G].
-
-    With windows "cover" they follow from what was committed. With "best" they are laid over it too, which is where the
-    published code lays its window unless re-ranking inside it has moved the choice.
-    """
-    committed = before.tokens != after.tokens
-    length = strategy.window_length
-    enough = True
-    if strategy.windows is None:
-        starts = block_window_start(before, strategy)[:1]
-    elif strategy.windows == "cover":
-        starts = cover(committed, before.lengths, length)[0][0]
-    else:
-        start, coverage = best_window(committed, before.lengths, length)
-        # For a single token the published code leaves the circuit out.
-        starts, enough = start[:1], coverage[0] > 1
-
-    def lets_in(start):
-        start = jnp.full_like(before.lengths, start)
-        return activated(open_window(before.tokens, before.lengths, start, length, strategy.mask_id), numbers)[0]
-
-    return starts, jax.vmap(lets_in)(starts) & enough

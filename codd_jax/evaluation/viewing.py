@@ -24,7 +24,8 @@ from codd_jax.tokenizer import render_chat
 # Flags of a model that mean nothing where the run or the file says how it was decoded.
 _DECODING = (
     *("alg", "num_steps", "gen_length", "block_length", "dream_block", "dream_window", "temperature", "top_p", "top_k"),
-    *("threshold", "cache", "cfg_scale", "coupling", "pc_temperature", "pc_frac", "reverse_frac", "seed"),
+    *("threshold", "threshold_factor", "cache", "cache_refresh", "cfg_scale"),
+    *("coupling", "pc_temperature", "pc_frac", "reverse_frac", "seed"),
 )
 _MODEL = ("llada_ckpt", "dream_ckpt", "model_alias", "peft_ckpt", "pc_ckpt", "dtype", "mesh")
 

@@ -52,15 +52,21 @@ def test_bad_files_are_refused(tmp_path, content, message):
 
 def test_runs_change_the_shared_flags():
     args = parse("--llada_ckpt", "A/b", "--num_steps", "64", "--tag", "sweep", "--run", "--num_steps 128 --tag x",
-                 "--run", "--cache dual --threshold 0.9")  # fmt: skip
+                 "--run", "--cache dual --threshold 0.9",
+                 "--run", "--cache prefix --cache_refresh 4 --threshold_factor 1.5")  # fmt: skip
     runs = grid.read_runs(args, PRESET)
     assert [options.decoding for _, options in runs] == [
         {"steps": 128},
         {"steps": 64, "threshold": 0.9, "cache": "dual"},
+        {"steps": 64, "threshold_factor": 1.5, "cache": "prefix", "cache_refresh": 4},
     ]
-    assert [options.output_dir for _, options in runs] == ["results/sweep"] * 2
+    assert [options.output_dir for _, options in runs] == ["results/sweep"] * 3
     names = [options.run_name("gsm8k") for _, options in runs]
-    assert names == ["0shot_llada_gsm8k_num_steps=128_x", "0shot_llada_gsm8k_num_steps=64_threshold=0.9_cache=dual"]
+    assert names == [
+        "0shot_llada_gsm8k_num_steps=128_x",
+        "0shot_llada_gsm8k_num_steps=64_threshold=0.9_cache=dual",
+        "0shot_llada_gsm8k_num_steps=64_threshold_factor=1.5_cache=prefix_cache_refresh=4",
+    ]
 
 
 @pytest.mark.parametrize(

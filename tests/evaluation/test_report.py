@@ -89,6 +89,8 @@ def test_a_run_says_what_it_is(tmp_path):
     (partial / "samples.jsonl").write_text((partial / "samples.jsonl").read_text() + '{"doc_id": 3, "rep')
     run = read_run(partial)
     assert (run.status, run.method, run.pace) == ("partial: 3 so far", "CoDD, any-order", "threshold 0.9, dual cache")
+    refreshed = record_run(tmp_path / "c", [1], cache="dual", cache_refresh=4)
+    assert read_run(refreshed).pace == "64 steps, dual cache refreshed every 4"
     # Folders of earlier versions do not record the family, but carry it in their names.
     settings = json.loads((tmp_path / "0shot_dream_gsm8k" / "settings.json").read_text())
     (tmp_path / "0shot_dream_gsm8k" / "settings.json").write_text(json.dumps({**settings, "family": None}))

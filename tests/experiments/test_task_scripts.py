@@ -68,6 +68,8 @@ def test_the_full_path_with_the_demos_bundle(capsys, tmp_path, problems, name):
             "mbpp is asked without worked examples",
         ),
         ("gsm8k", "--llada_ckpt A/b --run_generated_code", "unrecognized arguments: --run_generated_code"),
+        ("gsm8k", "--llada_ckpt A/b --cache_refresh 4", "--cache_refresh is 4 but cache='none'"),
+        ("gsm8k", "--llada_ckpt A/b --threshold 0.9 --threshold_factor 1", "are two rules for the same choice"),
         ("gpqa", "--num_steps 64", "there is no model; give --llada_ckpt or --dream_ckpt"),
         ("math500", "--llada_ckpt A/b --task gpqa", "--task gpqa: this script evaluates math500"),
         ("math500", "--llada_ckpt A/b --data nowhere.jsonl", "no problems at nowhere.jsonl"),
