@@ -127,8 +127,8 @@ def _scan(first, weights, transition, axis: int, product) -> Chain:
         prior = product(enter(prior, weight)[0], transition if tied else matrix, axis)
         return prior, prior
 
-    # A zero of the weights' own kind, so that under shard_map the carry varies over the same mesh axes.
-    first = first + jnp.zeros_like(weights[0])
+    # Zeros of their own kind, so that under shard_map the carry varies over the mesh axes of weights and transition.
+    first = first + jnp.zeros_like(weights[0]) + jnp.zeros_like(transition.ravel()[0])
     rest = lax.scan(step, first, (weights[:-1], None if tied else transition))[1]
     prior = jnp.concatenate([first[None], rest])
     # Again, for all positions at once: the scan then writes one array instead of three.

@@ -129,7 +129,7 @@ def _add_decoding_flags(add) -> None:
         "--cache_refresh",
         type=count(1),
         metavar="N",
-        help="with --cache: compute them anew every N steps of a block; 1 is exact (once a block)",
+        help="with --cache: compute them anew every N steps of a block, 1 is exact; else at its beginning alone",
     )
     add("--cfg_scale", type=number, metavar="S", help=f"classifier-free guidance, 0 is off {_default('cfg_scale')}")
     add("--seed", type=count(0), default=0, metavar="N", help="of every draw (%(default)s)")

@@ -74,17 +74,7 @@ class Run:
     @property
     def pace(self) -> str:
         """What sets the number of steps, and what is kept between them."""
-        decoding = self.decoding
-        pace = f"{decoding.get('steps')} steps"
-        if decoding.get("threshold"):
-            pace = f"threshold {decoding['threshold']:g}"
-        elif decoding.get("threshold_factor"):
-            pace = f"factor {decoding['threshold_factor']:g}"
-        cache = decoding.get("cache", "none")
-        if cache == "none":
-            return pace
-        refresh = decoding.get("cache_refresh")
-        return f"{pace}, {cache} cache" + (f" refreshed every {refresh}" if refresh else "")
+        return pace_of(self.decoding)
 
     @property
     def scheduled(self) -> bool:
@@ -161,6 +151,20 @@ class Run:
     def seconds_per_sample(self) -> float:
         """Seconds a sample took of the devices."""
         return self.totals["seconds"] / self.totals["count"]
+
+
+def pace_of(decoding: Mapping[str, Any]) -> str:
+    """What sets the number of steps, and what is kept between them, from the fields of a `DecodeConfig`."""
+    pace = f"{decoding.get('steps')} steps"
+    if decoding.get("threshold"):
+        pace = f"threshold {decoding['threshold']:g}"
+    elif decoding.get("threshold_factor"):
+        pace = f"factor {decoding['threshold_factor']:g}"
+    cache = decoding.get("cache", "none")
+    if cache == "none":
+        return pace
+    refresh = decoding.get("cache_refresh")
+    return f"{pace}, {cache} cache" + (f" refreshed every {refresh}" if refresh else "")
 
 
 def _named(value: Any) -> str:

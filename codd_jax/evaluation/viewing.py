@@ -16,6 +16,7 @@ from codd_jax.evaluation.options import Options, read_options
 from codd_jax.evaluation.presets import SIDE_BY_SIDE, TaskPreset
 from codd_jax.evaluation.provenance import identify
 from codd_jax.evaluation.question import Question, check_sources, from_run
+from codd_jax.evaluation.runs import pace_of
 from codd_jax.evaluation.trajectory import Recorder, Trajectory
 from codd_jax.evaluation.viewer import Replay, make_replay, read_replay
 from codd_jax.model import CoDD
@@ -114,7 +115,8 @@ def _prepare(args: argparse.Namespace, preset: TaskPreset, bundle: Bundle) -> tu
 
 
 def _about(source: Any, decode: DecodeConfig, seed: int) -> str:
-    parts = [pathlib.PurePath(str(source)).name, f"{decode.steps} steps for {decode.gen_length} tokens"]
+    pace = pace_of(dataclasses.asdict(decode))
+    parts = [pathlib.PurePath(str(source)).name, f"{decode.gen_length} tokens, {pace}"]
     parts += [f"ranked by {decode.remasking}", f"temperature {decode.temperature:g}", f"seed {seed}"]
     if decode.coupling != "none":
         share = "always" if decode.pc_frac is None else f"{decode.pc_frac:g}"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ _JOB = "job.json"
 _SAMPLES, _SAMPLE_BYTES = 16, 65536
 
 
-@contextmanager
+@contextlib.contextmanager
 def building(out: str | Path, job: Mapping[str, Any], *, overwrite: bool = False) -> Iterator[Path]:
     """Give `<out>.partial` to work in; on success it becomes `out` in one step, on failure it stays to be continued.
 
@@ -44,8 +44,13 @@ def building(out: str | Path, job: Mapping[str, Any], *, overwrite: bool = False
     out = Path(out).absolute()
     _check_free(out, overwrite)
     partial = out.with_name(out.name + ".partial")
-    partial.mkdir(parents=True, exist_ok=True)
     with _alone(partial, out):
+        try:
+            _check_free(out, overwrite)  # once more: another process may have finished meanwhile
+        except FileExistsError:
+            with contextlib.suppress(OSError):
+                partial.rmdir()
+            raise
         yield from _build(partial, out, job, overwrite)
 
 
@@ -77,25 +82,44 @@ def _build(partial: Path, out: Path, job: Mapping[str, Any], overwrite: bool) ->
     (out / _JOB).unlink()
 
 
-@contextmanager
-def _alone(folder: Path, out: Path) -> Iterator[None]:
-    """Holds a lock on the folder itself, which ends with the process; no lock where the system or its disk has none."""
+@contextlib.contextmanager
+def _alone(partial: Path, out: Path) -> Iterator[None]:
+    """Makes the folder and holds a lock on it, which ends with the process (and with what it forked); no lock where the
+    system or its disk has none."""
     if fcntl is None:
+        partial.mkdir(parents=True, exist_ok=True)
         yield
         return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
+    while True:
+        partial.mkdir(parents=True, exist_ok=True)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BlockingIOError(
-                f"another process is writing {out} just now (in {folder}); wait for it, or choose another OUT"
-            ) from None
-        except OSError:
-            pass
+            handle = os.open(partial, os.O_RDONLY)
+        except FileNotFoundError:  # who held it has just renamed or removed it
+            continue
+        if _lock(handle, partial, out):
+            break
+        os.close(handle)
+    try:
         yield
     finally:
         os.close(handle)
+
+
+def _lock(handle: int, partial: Path, out: Path) -> bool:
+    """Whether the open folder is locked, as far as that can be done, and still the one of that name."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise BlockingIOError(
+            f"another process is writing {out} just now (in {partial}); wait for it, or choose another OUT"
+        ) from None
+    except OSError:
+        return True
+    try:
+        return os.path.samestat(os.fstat(handle), os.stat(partial))
+    except FileNotFoundError:
+        return False
 
 
 def _empty(folder: Path) -> None:

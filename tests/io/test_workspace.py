@@ -72,6 +72,21 @@ def test_two_at_once_do_not_touch_one_folder(tmp_path, overwrite):
     assert names(tmp_path) == ["out"] and names(tmp_path / "out") == ["codd.json", "params"]
 
 
+def test_one_that_finishes_while_another_begins_is_not_overwritten(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+    lock = fcntl.flock
+
+    def finish_first(*args):
+        monkeypatch.setattr(fcntl, "flock", lock)
+        build(tmp_path / "out", MEMORY)
+        lock(*args)
+
+    monkeypatch.setattr(fcntl, "flock", finish_first)
+    with pytest.raises(FileExistsError, match="exists already"):
+        build(tmp_path / "out", JOB)
+    assert names(tmp_path) == ["out"]
+
+
 def test_a_marker_that_is_nested_too_deeply(tmp_path):
     (tmp_path / "codd.json").write_text("[" * 200_000)
     with pytest.raises(ValueError, match=r"codd\.json is not readable JSON \(it is nested too deeply\)"):
