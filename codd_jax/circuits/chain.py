@@ -128,7 +128,7 @@ def _scan(first, weights, transition, axis: int, product) -> Chain:
         return prior, prior
 
     # Zeros of their own kind, so that under shard_map the carry varies over the mesh axes of weights and transition.
-    first = first + jnp.zeros_like(weights[0]) + jnp.zeros_like(transition.ravel()[0])
+    first = first + jnp.zeros_like(weights[0]) + jnp.sum(jnp.zeros_like(transition[..., 0, 0]))
     rest = lax.scan(step, first, (weights[:-1], None if tied else transition))[1]
     prior = jnp.concatenate([first[None], rest])
     # Again, for all positions at once: the scan then writes one array instead of three.

@@ -81,6 +81,15 @@ def test_vmap_over_circuits_and_windows_equals_one_by_one(backwards):
                 )
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_window_of_one_position(tied):
+    hmm = HMM.random(jax.random.key(5), 1, 3, 4)
+    hmm = hmm if tied else hmm.replace(transition=jnp.zeros((0, 3, 3)))
+    leaf = jnp.array([[0.5, -1.0, 2.0]])
+    np.testing.assert_allclose(forward_messages(hmm, leaf)[1], np.log(hmm.initial) + leaf, rtol=1e-6)
+    np.testing.assert_allclose(backward_messages(hmm, leaf), np.zeros((1, 3)), atol=1e-6)
+
+
 @pytest.mark.parametrize("varying", ["windows", "circuit"])
 def test_gradients_under_shard_map_equal_those_without(varying):
     hmm = circuit(True)
