@@ -7,13 +7,14 @@ steps up to the next refresh compute few positions and read what was kept for th
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 
 from codd_jax.decoding.canvas import Canvas
-from codd_jax.decoding.denoiser import Reader, read_features, step_rows
+from codd_jax.decoding.denoiser import Reader, read_canvas, read_features, step_rows
 from codd_jax.decoding.regions import competing, stray_positions
 from codd_jax.decoding.strategy import Numbers, Strategy
 
@@ -53,6 +54,7 @@ class Memory(NamedTuple):
     step: jax.Array
 
 
+@functools.partial(jax.jit, static_argnames=("denoiser", "strategy", "strays", "span"))
 def refresh(denoiser: Any, params: Any, canvas: Canvas, strategy: Strategy, strays: int, span: int) -> Memory:
     """Runs the backbone on the whole canvas; strays: static room for masks before the block, span: static width."""
     tokens, lengths = step_rows(canvas.tokens, canvas.given, canvas.lengths, strategy)
@@ -61,10 +63,17 @@ def refresh(denoiser: Any, params: Any, canvas: Canvas, strategy: Strategy, stra
     return Memory(features, kept, positions, canvas.block.step)
 
 
-def read_memory(
-    denoiser: Any, params: Any, memory: Memory, canvas: Canvas, strategy: Strategy, numbers: Numbers
+def read_step(
+    denoiser: Any, params: Any, canvas: Canvas, memory: Memory | None, strategy: Strategy, numbers: Numbers
 ) -> Reader:
-    """Logits of the canvas: the refresh's own in the step it belongs to, after that computed against what was kept."""
+    """Logits of the canvas: the refresh's own in the step it belongs to, after that computed against what was kept.
+
+    Without a memory the backbone runs on the whole canvas.
+    """
+    if memory is None:
+        return read_canvas(
+            denoiser, params, canvas.tokens, canvas.given, canvas.lengths, canvas.call, strategy, numbers
+        )
 
     def again():
         tokens, lengths = step_rows(canvas.tokens, canvas.given, canvas.lengths, strategy)

@@ -15,12 +15,12 @@ from tqdm import tqdm
 
 from codd_jax.circuits import HMM
 from codd_jax.decoding.blocks import block_window_start
-from codd_jax.decoding.cache import CachedDenoiser, cache_span, read_memory, refresh
+from codd_jax.decoding.cache import CachedDenoiser, Memory, cache_span, refresh
 from codd_jax.decoding.canvas import Block, Canvas
 from codd_jax.decoding.denoiser import check_hidden
 from codd_jax.decoding.regions import competing, rows_at_work
 from codd_jax.decoding.schedule import block_steps
-from codd_jax.decoding.steps import commit_step, take_step
+from codd_jax.decoding.steps import take_step
 from codd_jax.decoding.strategy import Numbers, Strategy
 from codd_jax.distributed import fetch
 from codd_jax.sharding import batch_sharding
@@ -199,8 +199,8 @@ def run_block(
         now = rows_at_work(canvas, strategy)
         return now.any() if together else now.any() & jnp.all(now == at_work)
 
-    def step(canvas: Canvas):
-        return take_step(denoiser, params, canvas, strategy, numbers, hmm, strays)
+    def step(canvas: Canvas, memory: Memory | None = None):
+        return take_step(denoiser, params, canvas, strategy, numbers, hmm, memory, strays)
 
     def steps_to_refresh(canvas: Canvas):
         # The memory is constant in the inner loop, so that no step copies it.
@@ -209,11 +209,7 @@ def run_block(
         def lasting(canvas: Canvas):
             return working(canvas) & jnp.all(canvas.block.step - memory.step < numbers.cache_refresh)
 
-        def cached_step(canvas: Canvas):
-            read = read_memory(denoiser, params, memory, canvas, strategy, numbers)
-            return commit_step(read, canvas, strategy, numbers, hmm, strays)
-
-        return lax.while_loop(lasting, cached_step, canvas)
+        return lax.while_loop(lasting, lambda canvas: step(canvas, memory), canvas)
 
     body = step if strategy.cache == "none" else steps_to_refresh
     return stop_rows(lax.while_loop(working, body, canvas), strategy)

@@ -11,9 +11,8 @@ import jax.numpy as jnp
 from codd_jax.circuits import HMM
 from codd_jax.decoding import randomness
 from codd_jax.decoding.blocks import block_outcome
-from codd_jax.decoding.cache import Memory, read_memory, refresh
+from codd_jax.decoding.cache import Memory, read_step
 from codd_jax.decoding.canvas import Canvas
-from codd_jax.decoding.denoiser import Reader, read_canvas
 from codd_jax.decoding.dynamic import windowed_outcome
 from codd_jax.decoding.regions import rows_at_work, write
 from codd_jax.decoding.strategy import Numbers, Strategy
@@ -27,56 +26,28 @@ def denoise_step(
     strategy: Strategy,
     numbers: Numbers,
     hmm: HMM | None = None,
+    memory: Memory | None = None,
     *,
     strays: int = 0,
 ) -> Canvas:
     """One step of the block that the canvas has begun: the backbone once, the circuit where it is due, a commit.
 
-    A step by itself runs on the whole canvas, also where the strategy keeps keys and values: see `cached_step`.
-
     Args:
       denoiser: static, see `denoiser.Denoiser`; params: its parameters.
       canvas: after `loop.begin_block`. strategy: static; numbers: traced.
       hmm: the circuit, None without one.
+      memory: the keys and values of a `cache.refresh`; None runs the backbone on the whole canvas.
       strays: static room for masks left before the block's window (in the prompt, or where the mask id itself was
         predicted); they compete with the block's own, as in the reference.
     """
-    return take_step(denoiser, params, canvas, strategy, numbers, hmm, strays)
+    return take_step(denoiser, params, canvas, strategy, numbers, hmm, memory, strays)
 
 
-@functools.partial(jax.jit, static_argnames=("denoiser", "strategy", "strays", "span"))
-def refresh_memory(
-    denoiser: Any, params: Any, canvas: Canvas, strategy: Strategy, *, strays: int = 0, span: int = 0
-) -> Memory:
-    """`cache.refresh` as a program of its own; strays and span as in `loop.run_block`."""
-    return refresh(denoiser, params, canvas, strategy, strays, span)
-
-
-@functools.partial(jax.jit, static_argnames=("denoiser", "strategy", "strays"))
-def cached_step(
-    denoiser: Any,
-    params: Any,
-    canvas: Canvas,
-    memory: Memory,
-    strategy: Strategy,
-    numbers: Numbers,
-    hmm: HMM | None = None,
-    *,
-    strays: int = 0,
+def take_step(
+    denoiser, params, canvas: Canvas, strategy: Strategy, numbers: Numbers, hmm, memory: Memory | None, strays: int
 ) -> Canvas:
-    """`denoise_step` with the keys and values of a refresh; the first step after it is that of the whole canvas."""
-    read = read_memory(denoiser, params, memory, canvas, strategy, numbers)
-    return commit_step(read, canvas, strategy, numbers, hmm, strays)
-
-
-def take_step(denoiser, params, canvas: Canvas, strategy: Strategy, numbers: Numbers, hmm, strays: int) -> Canvas:
     """`denoise_step` without its own compilation, for the loop."""
-    read = read_canvas(denoiser, params, canvas.tokens, canvas.given, canvas.lengths, canvas.call, strategy, numbers)
-    return commit_step(read, canvas, strategy, numbers, hmm, strays)
-
-
-def commit_step(read: Reader, canvas: Canvas, strategy: Strategy, numbers: Numbers, hmm, strays: int) -> Canvas:
-    """What a step does once the backbone has run: circuit, ranking, commit."""
+    read = read_step(denoiser, params, canvas, memory, strategy, numbers)
     if hmm is not None and strategy.normalization is not None:
         hmm = hmm.replace(normalization=strategy.normalization)
     active = rows_at_work(canvas, strategy)

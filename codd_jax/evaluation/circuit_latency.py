@@ -15,7 +15,7 @@ from codd_jax import circuits
 from codd_jax.circuits import HMM, logspace
 from codd_jax.circuits.messages import (
     backward_chain,
-    forward_chain,
+    forward_messages,
     log_partition_from_leaf,
     masked_leaf_values,
 )
@@ -47,9 +47,9 @@ def scan_messages(hmm: HMM, leaf: jax.Array) -> jax.Array:
     return log_partition_from_leaf(hmm, leaf)
 
 
-def forward_messages(hmm: HMM, leaf: jax.Array) -> jax.Array:
+def scan_forwards(hmm: HMM, leaf: jax.Array) -> jax.Array:
     """The library's own in the other direction, which any-order sampling and learning need as well."""
-    return logspace.logsumexp(forward_chain(hmm, leaf).unshifted()[1][..., -1, :])
+    return logspace.logsumexp(forward_messages(hmm, leaf)[1][..., -1, :])
 
 
 def broadcast_messages(hmm: HMM, leaf: jax.Array) -> jax.Array:
@@ -110,7 +110,7 @@ def blocked_messages(hmm: HMM, leaf: jax.Array, block: int = 4) -> jax.Array:
 
 ALGORITHMS: dict[str, Callable[[HMM, jax.Array], jax.Array]] = {
     "scan of matrix-vector products": scan_messages,
-    "the same, forwards": forward_messages,
+    "the same, forwards": scan_forwards,
     "broadcast log-sum-exp": broadcast_messages,
     "blocked products": blocked_messages,
     "associative scan": associative_messages,

@@ -8,10 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from codd_jax.decoding.blocks import block_window_start
-from codd_jax.decoding.cache import Memory, read_memory
+from codd_jax.decoding.cache import Memory, read_step
 from codd_jax.decoding.canvas import Canvas
 from codd_jax.decoding.coupling import activated, open_window
-from codd_jax.decoding.denoiser import read_canvas
 from codd_jax.decoding.strategy import Numbers, Strategy
 from codd_jax.decoding.windows import best_window, cover
 
@@ -28,11 +27,7 @@ def probabilities_of(
     numbers: Numbers,
 ) -> jax.Array:
     """The backbone's probabilities [B, P] of `tokens` [B, L] at `places` [B, P], given canvas and memory."""
-    if memory is None:
-        tokens_now = (canvas.tokens, canvas.given, canvas.lengths, canvas.call)
-        read = read_canvas(denoiser, params, *tokens_now, strategy, numbers)
-    else:
-        read = read_memory(denoiser, params, memory, canvas, strategy, numbers)
+    read = read_step(denoiser, params, canvas, memory, strategy, numbers)
     log_probs = jax.nn.log_softmax(read(places), axis=-1)
     chosen = jnp.take_along_axis(tokens, places, axis=-1)
     return jnp.exp(jnp.take_along_axis(log_probs, chosen[..., None], axis=-1)[..., 0])

@@ -7,7 +7,6 @@ benchmarks use carries nothing for the sake of watching it.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -15,12 +14,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from codd_jax.decoding.cache import Memory, cache_span
+from codd_jax.decoding.cache import Memory, cache_span, refresh
 from codd_jax.decoding.canvas import Canvas, cut_before, make_canvas, row_keys
 from codd_jax.decoding.config import DecodeConfig
 from codd_jax.decoding.loop import begin_block, check_fit, num_blocks, raise_if_bad, stop_rows, stray_room
 from codd_jax.decoding.regions import rows_at_work
-from codd_jax.decoding.steps import cached_step, denoise_step, refresh_memory
+from codd_jax.decoding.steps import denoise_step
 from codd_jax.distributed import fetch
 from codd_jax.evaluation.step_facts import probabilities_of, windows_of
 from codd_jax.generation import LENGTH_BUCKET
@@ -141,15 +140,13 @@ class Recorder:
             span = cache_span(canvas, strategy, self.decode.gen_length, int(fetch(survey.suffix)))
             memory, age = None, 0
             while bool(fetch(rows_at_work(canvas, strategy)).any()):
-                before, step = canvas, denoise_step
-                if strategy.cache != "none":
-                    if memory is None or age >= numbers.cache_refresh:
-                        memory = refresh_memory(model.denoiser, model.params, canvas, strategy, strays=room, span=span)
-                        age = 0
-                    step, age = functools.partial(cached_step, memory=memory), age + 1
-                canvas = step(
-                    model.denoiser, model.params, canvas, strategy=strategy, numbers=numbers, hmm=self._hmm, strays=room
+                before = canvas
+                if strategy.cache != "none" and (memory is None or age >= numbers.cache_refresh):
+                    memory, age = refresh(model.denoiser, model.params, canvas, strategy, room, span), 0
+                canvas = denoise_step(
+                    model.denoiser, model.params, canvas, strategy, numbers, self._hmm, memory, strays=room
                 )
+                age += 1
                 raise_if_bad(fetch(canvas.bad_step))
                 self._canvas = canvas
                 self._steps.append(self._step(before, canvas, memory))

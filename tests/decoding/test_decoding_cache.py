@@ -13,7 +13,7 @@ from codd_jax import decoding
 from codd_jax.backbones import PRESETS, Transformer
 from codd_jax.circuits import HMM
 from codd_jax.decoding import BackboneDenoiser, DecodeConfig
-from codd_jax.decoding.cache import cache_span, read_memory, refresh
+from codd_jax.decoding.cache import cache_span, read_step, refresh
 from tests.oracles.cached_transformer import CachedTransformer, numpy_params
 from tests.oracles.tables import TableDenoiser
 
@@ -123,7 +123,7 @@ def test_logits_equal_the_exact_ones_until_a_token_changes(family):
     def both(canvas):
         memory = refresh(denoiser, params, canvas, strategy, 0, BLOCK)
         later = canvas.replace(block=canvas.block.replace(step=jnp.int32(1)))
-        return [read_memory(denoiser, params, memory, at, strategy, numbers)(positions) for at in (canvas, later)]
+        return [read_step(denoiser, params, at, memory, strategy, numbers)(positions) for at in (canvas, later)]
 
     expected = denoiser(params, canvas.tokens, canvas.lengths, positions, canvas.call)
     for logits in both(canvas):

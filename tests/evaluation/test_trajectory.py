@@ -26,9 +26,7 @@ def random_backbone(num_layers):
 @pytest.fixture(scope="module")
 def model():
     """A random LLaDA with decided opinions, and a circuit over 8 tokens."""
-    backbone = Transformer(
-        dataclasses.replace(PRESETS["llada-1m"], **SMALL | {"num_layers": 2}, **IDS), rngs=nnx.Rngs(0)
-    )
+    backbone = random_backbone(num_layers=2)
     backbone.head.weight[...] = backbone.head.weight[...] * 4
     hmm = HMM.random(jax.random.key(1), length=8, num_states=4, vocab_size=IDS["vocab_size"])
     return CoDD(backbone, hmm, byte_tokenizer())
@@ -93,9 +91,7 @@ def test_probabilities_are_the_backbones_before_the_step(model):
 def test_probabilities_with_a_cache_are_those_that_the_step_saw(model):
     """A block's first step is the whole canvas's; the next ones read kept keys and values, and so differ."""
     # With one layer what is kept would be exact: keys and values of a position would come from its own token alone.
-    backbone = Transformer(
-        dataclasses.replace(PRESETS["llada-1m"], **SMALL | {"num_layers": 3}, **IDS), rngs=nnx.Rngs(0)
-    )
+    backbone = random_backbone(num_layers=3)
     nnx.update(backbone, jax.tree.map(lambda x: 1.5 * x if x.ndim > 1 else x, nnx.state(backbone)))
     deep = CoDD(backbone, None, model.tokenizer)
 
